@@ -1,0 +1,1 @@
+"""How a series of exposures is taken."""

@@ -1,0 +1,42 @@
+"""A tilt series: images with the geometry and optics under which they were taken."""
+
+from __future__ import annotations
+
+import torch
+
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.core.record import Record, item
+from cryosim.microscope.optics import Optics
+
+
+class TiltSeries(Record):
+    """Images of one specimen, in the order of exposure.
+
+    Attributes
+    ----------
+    images : tensor (tilt, y, x)
+        [e-/px].
+    pixel_size : float or tensor ()
+        [Å].
+    tilts : TiltScheme
+        One row an image.
+    optics : Optics or None
+        Fields () or (tilt,); None when unknown.
+
+    Raises
+    ------
+    ValueError
+        When images and tilts disagree in number.
+    """
+
+    images: torch.Tensor = item(2)
+    pixel_size: float | torch.Tensor = item(0)
+    tilts: TiltScheme = None  # type: ignore[assignment]
+    optics: Optics | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 3 or self.images.shape[0] != len(self.tilts):
+            raise ValueError(
+                f"TiltSeries: expected images (tilt, y, x) with {len(self.tilts)} tilts, one for each angle, got "
+                f"{tuple(self.images.shape)}."
+            )

@@ -1,0 +1,1 @@
+"""Ground floor: constants, records, the Fourier convention, rotations, volumes."""

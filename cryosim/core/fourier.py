@@ -1,0 +1,79 @@
+"""The one Fourier convention: frequencies in cycles/Å, unshifted order, forward phases exp(-2 pi i k.r).
+
+Sample n // 2 of an axis is the origin of space, for odd and even n alike (`positions`). Sample 0 of a transform is
+frequency zero (`frequencies`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+Size = float | torch.Tensor
+
+
+def positions(n: int, spacing: Size = 1.0, *, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """Coordinates (n,) [unit of `spacing`] of the samples of an axis; sample n // 2 is at 0."""
+    return (torch.arange(n, dtype=dtype, device=device) - n // 2) * spacing
+
+
+def frequencies(n: int, spacing: Size = 1.0, *, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """Frequencies (n,) [cycles / unit of `spacing`] of an axis of n samples, unshifted."""
+    return torch.fft.fftfreq(n, dtype=dtype, device=device) / spacing
+
+
+def half_frequencies(
+    n: int, spacing: Size = 1.0, *, dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
+    """Frequencies (n // 2 + 1,) [cycles / unit of `spacing`] of the last axis of a real transform."""
+    return torch.fft.rfftfreq(n, dtype=dtype, device=device) / spacing
+
+
+def squared_frequencies(
+    shape: tuple[int, int],
+    spacing: Size = 1.0,
+    *,
+    half: bool = False,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """k^2 (y, x) [cycles^2 / unit^2] of an image; with `half`, (y, x // 2 + 1) as `torch.fft.rfft2` orders it."""
+    along_x = half_frequencies if half else frequencies
+    ky = frequencies(shape[0], spacing, dtype=dtype, device=device)
+    kx = along_x(shape[1], spacing, dtype=dtype, device=device)
+    return ky[:, None] ** 2 + kx[None, :] ** 2
+
+
+def centre_phases(n: int, *, half: bool = False, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """exp(+2 pi i m (n // 2) / n), the factor that moves the origin of a transform from sample 0 to sample n // 2."""
+    m = torch.arange(n // 2 + 1 if half else n, device=device)
+    turns = (m * (n // 2)) % n
+    return torch.polar(torch.ones(len(m), dtype=dtype, device=device), 2 * torch.pi * turns.to(dtype) / n)
+
+
+def band_limit(
+    shape: tuple[int, int],
+    fraction: float = 2 / 3,
+    taper: float = 0.0,
+    *,
+    half: bool = False,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Circular low-pass (y, x), 1 inside `fraction` of the Nyquist frequency.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Image shape (y, x) [px].
+    fraction : float
+        Radius in units of the Nyquist frequency. Two thirds is the largest at which the product of two
+        band-limited images does not alias (Kirkland 2020, section 6.8).
+    taper : float
+        Width of the cosine edge in units of the sampling frequency, inside the radius; 0 cuts sharply.
+    """
+    k = squared_frequencies(shape, half=half, dtype=dtype, device=device).sqrt()
+    edge = fraction / 2
+    if taper == 0:
+        return (k <= edge * (1 + 1e-12)).to(dtype)
+    ramp = 0.5 * (1 + torch.cos(torch.pi * ((k - (edge - taper)) / taper).clamp(0, 1)))
+    return ramp * (k <= edge)

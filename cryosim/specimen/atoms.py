@@ -1,0 +1,74 @@
+"""Atoms: the only thing a structure file is turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cryosim.core.record import Record, item
+
+
+class Atoms(Record):
+    """Point scatterers.
+
+    Attributes
+    ----------
+    positions : tensor (atom, 3)
+        (x, y, z) [Å], origin at the box centre.
+    numbers : tensor (atom,)
+        Atomic numbers, 1 to 98.
+    b_factors : tensor (atom,)
+        Isotropic displacement B = 8 pi^2 <u^2> [Å^2]; zeros when left out.
+    occupancies : tensor (atom,)
+        [1]; ones when left out.
+
+    Raises
+    ------
+    ValueError
+        When the shapes disagree.
+    """
+
+    positions: torch.Tensor = item(1)
+    numbers: torch.Tensor = item(0)
+    b_factors: torch.Tensor = item(0, default=None)
+    occupancies: torch.Tensor = item(0, default=None)
+
+    def __post_init__(self) -> None:
+        if self.positions.ndim != 2 or self.positions.shape[1] != 3:
+            raise ValueError(f"Atoms.positions: expected shape (atom, 3), got {tuple(self.positions.shape)}.")
+        n = self.positions.shape[0]
+        for name, blank in (("b_factors", torch.zeros), ("occupancies", torch.ones)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, blank(n, dtype=self.positions.dtype, device=self.positions.device))
+        for name in ("numbers", "b_factors", "occupancies"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (n,):
+                raise ValueError(f"Atoms.{name}: expected shape ({n},) as positions has {n} atoms, got {shape}.")
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+    def moved(self, rotation: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> Atoms:
+        """Copy rotated by `rotation` (3, 3) and then shifted by `shift` (3,) [Å]."""
+        positions = self.positions
+        if rotation is not None:
+            positions = positions @ rotation.to(positions).T
+        if shift is not None:
+            positions = positions + shift.to(positions)
+        return self.replace(positions=positions)
+
+    def centred(self) -> Atoms:
+        """Copy with the mean position, weighted by atomic number, at the origin."""
+        weights = self.numbers.to(self.positions.dtype)[:, None]
+        return self.moved(shift=-(weights * self.positions).sum(0) / weights.sum())
+
+
+def concatenate(parts: Sequence[Atoms]) -> Atoms:
+    """All atoms of `parts` as one record."""
+    return Atoms(
+        positions=torch.cat([p.positions for p in parts]),
+        numbers=torch.cat([p.numbers for p in parts]),
+        b_factors=torch.cat([p.b_factors for p in parts]),
+        occupancies=torch.cat([p.occupancies for p in parts]),
+    )
