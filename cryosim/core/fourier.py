@@ -6,6 +6,8 @@ frequency zero (`frequencies`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 Size = float | torch.Tensor
@@ -77,3 +79,36 @@ def band_limit(
         return (k <= edge * (1 + 1e-12)).to(dtype)
     ramp = 0.5 * (1 + torch.cos(torch.pi * ((k - (edge - taper)) / taper).clamp(0, 1)))
     return ramp * (k <= edge)
+
+
+def resampling_matrix(
+    n: int,
+    out: int,
+    ratio: Size,
+    *,
+    gain: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Matrix (out, n) from n periodic samples to `out` samples `ratio` times as far apart, about the common origin.
+
+    Trigonometric interpolation, low-passed at the Nyquist frequency of the coarser of the two grids.
+
+    Parameters
+    ----------
+    n, out : int
+        Numbers of samples.
+    ratio : float or tensor ()
+        New spacing over old spacing.
+    gain : callable, optional
+        Factor applied at each frequency (m,) [cycles / old sample].
+    """
+    cutoff = 0.5 / max(float(ratio), 1.0)  # [cycles / old sample]
+    m = torch.arange(1, int(cutoff * n - 1e-9) + 1, dtype=torch.float64, device=device)
+    m = m[2 * m < n]  # the unpaired frequency of an even n has no phase of its own
+    new = positions(out, ratio, dtype=torch.float64, device=device)
+    old = positions(n, dtype=torch.float64, device=device)
+    there, here = (2 * torch.pi * at[:, None] * m / n for at in (new, old))  # (out, m), (n, m)
+    weights = 2 * gain(m / n) if gain else 2.0
+    matrix = 1 + (weights * torch.cos(there)) @ torch.cos(here).T + (weights * torch.sin(there)) @ torch.sin(here).T
+    return (matrix / n).to(dtype)

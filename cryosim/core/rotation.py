@@ -49,10 +49,10 @@ def random_rotations(
 
 
 def euler_zyz(rotation: torch.Tensor) -> torch.Tensor:
-    """RELION's angles (rot, tilt, psi) (..., 3) [deg] of a rotation that places a particle in the tomogram.
+    """Angles (rot, tilt, psi) (..., 3) [deg] with `rotation` = R_z(rot) R_y(tilt) R_z(psi).
 
-    RELION writes the inverse, A = R_z(psi) R_y(tilt) R_z(rot) in its own sign convention, so that here
-    `rotation` = R_z(rot) R_y(tilt) R_z(psi) (Heymann, Chagoyen & Belnap 2005, doi:10.1016/j.jsb.2005.06.001).
+    RELION's angles of a pose are those of its transpose: its matrices act on coordinate frames (Heymann, Chagoyen &
+    Belnap 2005, doi:10.1016/j.jsb.2005.06.001).
     """
     tilt = torch.atan2(torch.hypot(rotation[..., 0, 2], rotation[..., 1, 2]), rotation[..., 2, 2])
     rot = torch.atan2(rotation[..., 1, 2], rotation[..., 0, 2])

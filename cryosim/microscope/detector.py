@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cryosim.core.fourier import positions
+from cryosim.core.fourier import resampling_matrix
 from cryosim.core.record import Record, item, static
 
 
@@ -51,18 +51,9 @@ def detect(intensity: torch.Tensor, pixel_size: float | torch.Tensor, detector: 
     if not isinstance(ratio, torch.Tensor) and ratio == 1.0:
         y, x = (n // 2 - o // 2 for n, o in zip(given, out, strict=True))
         return intensity[..., y : y + out[0], x : x + out[1]]
-    rows, columns = (_resampling(n, o, ratio, intensity) for n, o in zip(given, out, strict=True))
+    rows, columns = (
+        resampling_matrix(n, o, ratio, dtype=intensity.dtype, device=intensity.device)
+        for n, o in zip(given, out, strict=True)
+    )
     return rows @ intensity @ columns.T
 
-
-def _resampling(n: int, out: int, ratio: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Real matrix (out, n) from n periodic samples to `out` samples `ratio` times as far apart, without aliasing."""
-    cutoff = 0.5 / max(float(ratio), 1.0)  # [cycles / sample]
-    m = torch.arange(1, int(cutoff * n - 1e-9) + 1, dtype=torch.float64, device=like.device)
-    m = m[2 * m < n]  # the unpaired frequency of an even n has no phase of its own
-    to = positions(out, ratio, dtype=torch.float64, device=like.device)
-    at = positions(n, dtype=torch.float64, device=like.device)
-    turns = 2 * torch.pi * m / n
-    there, here = to[:, None] * turns, at[:, None] * turns  # (out, m), (n, m)
-    matrix = 1 + 2 * (torch.cos(there) @ torch.cos(here).T + torch.sin(there) @ torch.sin(here).T)
-    return (matrix / n).to(like.dtype)

@@ -1,0 +1,165 @@
+"""Exposure by exposure: tilt the specimen, send the wave through, count electrons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.fft import next_fast_len
+
+from cryosim.acquisition.series import TiltSeries
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.core.constants import wavelength
+from cryosim.core.record import Record, static
+from cryosim.microscope.detector import Detector
+from cryosim.microscope.exposure import expected_counts
+from cryosim.microscope.optics import Optics
+from cryosim.microscope.scattering import SliceSource, multislice
+from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.potential import BAND
+from cryosim.specimen.scattering_factors import Parametrization
+from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
+
+
+class Sampling(Record):
+    """The grid the wave is computed on. Made by `sampling_for`, or by hand.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (y, x) [px].
+    pixel_size : float
+        [Å].
+    thickness : float
+        Of a slice [Å].
+    parametrization : {"lobato", "kirkland", "peng"}
+    width : int
+        As in `potential_slices`.
+    dtype : torch.dtype
+    """
+
+    shape: tuple[int, int] = static()
+    pixel_size: float = static()
+    thickness: float = static()
+    parametrization: Parametrization = static("lobato")
+    width: int = static(8)
+    dtype: torch.dtype = static(torch.float32)
+
+
+def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
+    """Sampling that gives the detector its full band, without edges in sight.
+
+    pixel size
+        two thirds of the detector's, so that what multislice keeps reaches the detector's Nyquist frequency;
+    field
+        the detector's and, on either side, as far as the defocus carries a wave of that frequency;
+    thickness
+        at most 10 Å, and so thin that flight through a slice turns no kept wave by more than 0.1 rad.
+
+    Parameters
+    ----------
+    detector : Detector
+    optics : Optics
+    **choices
+        Fields of `Sampling` to set instead.
+    """
+    pixel = float(choices.get("pixel_size", BAND * float(detector.pixel_size)))
+    wave = float(torch.as_tensor(wavelength(optics.voltage)).max())
+    defocus = float(torch.as_tensor(optics.defocus).abs().max())
+    margin = wave * defocus / (2 * float(detector.pixel_size)) + 10.0  # [Å]
+    field = [n * float(detector.pixel_size) + 2 * margin for n in detector.shape]
+    edge = BAND / (2 * pixel)  # [1/Å]
+    defaults = {
+        "shape": tuple(next_fast_len(math.ceil(length / pixel), real=True) for length in field),
+        "pixel_size": pixel,
+        "thickness": min(10.0, 0.1 / (math.pi * wave * edge**2)),
+    }
+    return Sampling(**(defaults | choices))
+
+
+def expected_exposure(
+    specimen: Specimen,
+    tilts: TiltScheme,
+    optics: Optics,
+    detector: Detector,
+    which: int,
+    *,
+    sampling: Sampling | None = None,
+    scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    atoms: Atoms | None = None,
+) -> torch.Tensor:
+    """Expected counts (y, x) [e-/px] of exposure `which`; differentiable. Arguments as in `simulate`."""
+    sampling = sampling or sampling_for(detector, optics)
+    slices = tilted_slices(
+        specimen,
+        tilts.angles[which],
+        sampling.shape,
+        sampling.pixel_size,
+        sampling.thickness,
+        axis_angle=tilts.axis_angle,
+        shift=tilts.shifts[which],
+        parametrization=sampling.parametrization,
+        width=sampling.width,
+        dtype=sampling.dtype,
+        atoms=atoms,
+    )
+    return expected_counts(slices, optics.index(which), detector, dose=tilts.doses[which], scattering=scattering)
+
+
+def simulate(
+    specimen: Specimen,
+    tilts: TiltScheme,
+    optics: Optics,
+    detector: Detector,
+    *,
+    generator: torch.Generator | None = None,
+    sampling: Sampling | None = None,
+    scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    progress: Callable[[int, int], None] | None = None,
+) -> TiltSeries:
+    """Tilt series with Poisson counts.
+
+    The defocus needs no formula of the tilt: atoms that the tilt lifts to a height z are seen at defocus + z.
+
+    Parameters
+    ----------
+    specimen : Specimen
+    tilts : TiltScheme
+        Exposures in their order.
+    optics : Optics
+        Fields () or (tilt,).
+    detector : Detector
+    generator : torch.Generator, optional
+        Of the counts; the same seed gives the same counts.
+    sampling : Sampling, optional
+        `sampling_for(detector, optics)` when left out.
+    scattering : callable
+        `multislice`, or another step of the ladder.
+    progress : callable, optional
+        Called with (exposures done, exposures in all).
+
+    Returns
+    -------
+    TiltSeries
+        Images (tilt, y, x) [e-/px], whole numbers.
+
+    Raises
+    ------
+    ValueError
+        When a dose is negative, or from the parts.
+    """
+    if (tilts.doses < 0).any():
+        raise ValueError("simulate: TiltScheme.doses holds a negative dose [e-/Å^2].")
+    sampling = sampling or sampling_for(detector, optics)
+    atoms = assemble(specimen)
+    images = []
+    with torch.no_grad():
+        for i in range(len(tilts)):
+            mean = expected_exposure(
+                specimen, tilts, optics, detector, i, sampling=sampling, scattering=scattering, atoms=atoms
+            )
+            images.append(torch.poisson(mean, generator=generator))
+            if progress:
+                progress(i + 1, len(tilts))
+    return TiltSeries(torch.stack(images), detector.pixel_size, tilts, optics)

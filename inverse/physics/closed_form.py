@@ -1,0 +1,239 @@
+"""Damped least squares of the tilt projection: closed form, or few iterations preconditioned by it.
+
+Write A = S^H B F: F the unitary transform of the volume along x, B(k) the (tilts x depth) matrices of projection with
+entries b_i exp(-2 pi i z k tan t_i), and S the transform of the images. On the stretched grid F and S are the same
+unitary transform and b = 1 / cos t, so that
+
+    A A^H = S^H G S,      G_ij(k) = b_i b_j sum_z exp(-2 pi i z k (tan t_i - tan t_j))                   (1)
+
+is, for each k, one (tilts x tilts) matrix, a Dirichlet kernel of the depth, and the minimiser of
+|A x - y|^2 + lambda |x - z|^2 is
+
+    x = z + A^H (lambda + A A^H)^-1 (y - A z) = z + A^H S^H (lambda + G)^-1 S (y - A z).                 (2)
+
+On the camera grid the same holds with b = cos^(-1/2) t up to the edges of volume and image. There the normal equations
+(lambda + A^H A) x = A^H y + lambda z are solved by conjugate gradients, preconditioned by the inverse of the operator
+without edges, which by Woodbury's identity needs the same small matrices:
+
+    (lambda + F^H B^H B F)^-1 = (1 - F^H B^H (lambda + G)^-1 B F) / lambda.                              (3)
+
+The small matrices are factored in float64 whatever the precision of the data: at low frequency all tilts see nearly
+the same, and they are nearly singular.
+
+Gradients follow from the optimality condition, not from the iterations: with v = (lambda + A^H A)^-1 g, where g is the
+gradient of a loss with respect to x, the loss changes by <v, d[A^H (y - A x) + lambda (z - x)]> at fixed x and v.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from inverse.physics.spectral import (
+    TiltGeometry,
+    backproject,
+    cosines,
+    frequencies,
+    frequencies_first,
+    image_matrices,
+    pair_weights,
+    project,
+    resolved,
+    shear_matrices,
+    slopes,
+    tilts_first,
+    transform_x,
+    transform_x_adjoint,
+)
+
+PRECONDITIONER_FLOOR = 1e-3
+"""Least damping, in units of |A|^2, that the preconditioner works with: below, it would trust directions that the edges
+have changed."""
+
+
+def damped_least_squares(
+    z: torch.Tensor,
+    images: torch.Tensor,
+    angles: torch.Tensor,
+    damping: torch.Tensor,
+    geometry: TiltGeometry,
+    *,
+    tolerance: float = 1e-5,
+    max_iterations: int = 100,
+) -> torch.Tensor:
+    """Minimiser (z, row, x) of |A x - images|^2 + damping |x - z|^2; differentiable in everything but the geometry.
+
+    Parameters
+    ----------
+    z : tensor (z, row, x)
+    images : tensor (tilt, row, u)
+    angles : tensor (tilt,)
+        [deg].
+    damping : tensor ()
+        lambda > 0 [voxel^2].
+    geometry : TiltGeometry
+    tolerance : float
+        Of |A^H (A x - y) + lambda (x - z)| relative to |A^H y + lambda z|; used on the camera grid only.
+    max_iterations : int
+        On the camera grid; a warning says so when they do not suffice.
+    """
+    return _DampedLeastSquares.apply(z, images, angles, damping, geometry, tolerance, max_iterations)
+
+
+def solve(
+    z: torch.Tensor, images: torch.Tensor, angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry,
+    tolerance: float, max_iterations: int,
+) -> tuple[torch.Tensor, int]:
+    """As `damped_least_squares`, without gradients; also the number of iterations, 0 for the closed form."""
+    if geometry.grid == "stretched":
+        residual = images - project(z, angles, geometry)
+        return z + backproject(solve_gram(residual, angles, damping, geometry), angles, geometry), 0
+
+    def normal(x: torch.Tensor) -> torch.Tensor:
+        return backproject(project(x, angles, geometry), angles, geometry) + damping * x
+
+    precondition = _edgeless_inverse(angles, damping, geometry, z)
+    target = backproject(images, angles, geometry) + damping * z
+    return _conjugate_gradients(normal, precondition, target, tolerance, max_iterations)
+
+
+def largest_eigenvalue(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """|A|^2 () [voxel^2] without edges: at k = 0 all tilts see the same, and G has rank one."""
+    return geometry.depth * (_tilt_weights(angles, geometry) ** 2).sum()
+
+
+def gram_matrices(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """G (k, tilt, tilt) [voxel^2] of equation (1), complex128."""
+    slope = slopes(angles)
+    turns = frequencies(geometry, angles.device)[:, None, None] * (slope[:, None] - slope[None, :])
+    scale = _tilt_weights(angles, geometry) * resolved(angles, geometry)  # (k, tilt)
+    return _dirichlet(turns, geometry.depth) * (scale[:, :, None] * scale[:, None, :])
+
+
+def solve_gram(
+    images: torch.Tensor, angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry
+) -> torch.Tensor:
+    """S^H (damping + G)^-1 S applied to images (tilt, row, u): (damping + A A^H)^-1 on the stretched grid."""
+    waves = image_matrices(angles, geometry, images)  # (tilt, 2 k, u)
+    seen = frequencies_first(torch.bmm(waves, images.transpose(1, 2)))  # (k, 2 tilt, row)
+    seen = torch.complex(seen[:, 0::2].double(), seen[:, 1::2].double())  # (k, tilt, row)
+    seen = torch.cholesky_solve(seen, _factor(angles, damping, geometry))
+    seen = seen * (pair_weights(geometry, images.device) / geometry.period)[:, None, None]
+    pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)
+    return torch.bmm(tilts_first(pairs).transpose(1, 2), waves)
+
+
+class _DampedLeastSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(z, images, angles, damping, geometry, tolerance, max_iterations):
+        x, iterations = solve(z, images, angles, damping, geometry, tolerance, max_iterations)
+        if iterations > max_iterations:
+            warnings.warn(
+                f"damped_least_squares: {max_iterations} iterations did not reach the tolerance {tolerance:g}; the "
+                "result is approximate. Allow more iterations or a stronger damping (a smaller gamma).",
+                stacklevel=2,
+            )
+        return x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        z, images, angles, damping, *ctx.settings = inputs
+        ctx.save_for_backward(z, images, angles, damping, output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        *inputs, x = ctx.saved_tensors
+        geometry, tolerance, max_iterations = ctx.settings
+        _, images, angles, damping = inputs
+        v, _ = solve(
+            gradient / damping, torch.zeros_like(images), angles, damping, geometry, tolerance, max_iterations
+        )
+        with torch.enable_grad():
+            z, images, angles, damping = (
+                t.detach().requires_grad_(needed) for t, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
+            )
+            misfit = images - project(x, angles, geometry)
+            change = (project(v, angles, geometry) * misfit).sum() + damping * (v * (z - x)).sum()
+        wanted = [t for t in (z, images, angles, damping) if t.requires_grad]
+        found = iter(torch.autograd.grad(change, wanted))
+        return *(next(found) if t.requires_grad else None for t in (z, images, angles, damping)), None, None, None
+
+
+def _edgeless_inverse(angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor):
+    """Equation (3) as a function of a volume (z, row, x)."""
+    damping = torch.maximum(damping.double(), PRECONDITIONER_FLOOR * largest_eigenvalue(angles, geometry))
+    weights = _tilt_weights(angles, geometry) * resolved(angles, geometry)
+    shear = shear_matrices(angles, geometry, weights, like)  # (k, 2 tilt, 2 z)
+    inverse = torch.cholesky_inverse(_factor(angles, damping, geometry))  # (k, tilt, tilt)
+    rows = [torch.stack([inverse.real, -inverse.imag], -1), torch.stack([inverse.imag, inverse.real], -1)]
+    small = torch.stack(rows, 2).flatten(3).flatten(1, 2).to(like.dtype)  # (k, 2 tilt, 2 tilt), pairs tilt-major
+    small = small * (pair_weights(geometry, like.device) / geometry.period).to(like.dtype)[:, None, None]
+
+    def apply(volume: torch.Tensor) -> torch.Tensor:
+        seen = torch.bmm(small, torch.bmm(shear, transform_x(volume, geometry)))
+        return (volume - transform_x_adjoint(torch.bmm(shear.transpose(1, 2), seen), geometry)) / damping.to(volume)
+
+    return apply
+
+
+def _conjugate_gradients(
+    operator, precondition, target: torch.Tensor, tolerance: float, max_iterations: int
+) -> tuple[torch.Tensor, int]:
+    """Preconditioned conjugate gradients on volumes (z, row, x), each row a problem of its own.
+
+    Polak-Ribière's form of beta, which forgives a preconditioner that is symmetric only to rounding. The count is
+    max_iterations + 1 where the tolerance was not reached.
+    """
+    x, residual = torch.zeros_like(target), target
+    goal = tolerance * target.norm()
+    if not goal > 0:
+        return x, 0
+    direction = preconditioned = precondition(residual)
+    product = _by_row(residual, preconditioned)
+    for iteration in range(1, max_iterations + 1):
+        image = operator(direction)
+        step = _ratio(product, _by_row(direction, image))
+        x = x + step * direction
+        previous, residual = residual, residual - step * image
+        if residual.norm() <= goal:
+            return x, iteration
+        preconditioned = precondition(residual)
+        beta = _ratio(_by_row(residual - previous, preconditioned), product)
+        product = _by_row(residual, preconditioned)
+        direction = preconditioned + beta * direction
+    return x, max_iterations + 1
+
+
+def _by_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum((0, 2), keepdim=True)
+
+
+def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
+
+
+def _tilt_weights(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """b (tilt,) of equation (1)."""
+    return cosines(angles) ** (-1.0 if geometry.grid == "stretched" else -0.5)
+
+
+def _factor(angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    eye = torch.eye(len(angles), dtype=torch.complex128, device=angles.device)
+    return torch.linalg.cholesky(gram_matrices(angles, geometry) + damping.double() * eye)
+
+
+def _dirichlet(turns: torch.Tensor, depth: int) -> torch.Tensor:
+    """sum of exp(-2 pi i z turns) over the samples z of an axis of `depth`, complex128."""
+    odd = 2 * ((depth - 1) // 2) + 1  # samples symmetric about 0
+    fraction = turns - turns.detach().round()
+    near = fraction.abs() < 1e-7
+    away = torch.where(near, torch.full_like(fraction, 0.25), fraction)
+    quotient = torch.sin(torch.pi * odd * away) / torch.sin(torch.pi * away)
+    series = odd * (1 - (torch.pi * fraction) ** 2 * (odd * odd - 1) / 6)  # to second order in `fraction`
+    total = torch.where(near, series, quotient) + 0j
+    if depth % 2 == 0:  # and the first sample, z = -depth / 2, which has no partner
+        phase = torch.pi * depth * fraction
+        total = total + torch.polar(torch.ones_like(phase), phase)
+    return total

@@ -1,0 +1,228 @@
+"""Exact single-axis projection as matrix products; pure functions of volume, images and angles.
+
+A volume V(z, y, x) is projected along the beam after a turn by t about y, which takes (x, z) to u = x cos t + z sin t.
+With the volume as sum of its voxels, band-limited, the slice theorem on its own x frequencies k = m / N reads
+
+    P^_t(k / cos t, y) = sum_z exp(-2 pi i z k tan t) V^(z, y, k)                                        (1)
+
+one (tilts x depth) matrix for each k, applied to all rows y at once. N is the period of x. The image is
+
+    p_t(u, y) = 1 / (N cos t) sum_m P^_t(m / (N cos t), y) exp(2 pi i m u / (N cos t))                   (2)
+
+On the `stretched` grid u = j cos t, so (2) is a discrete Fourier transform and the whole operator is diagonal in k but
+for the small matrices of (1). On the `camera` grid u = j, and (2) is one more matrix for each tilt. Frequencies beyond
+the Nyquist frequency of z (k tan t) or of the image (k / cos t) are not in the data and are left out.
+
+Everything is real arithmetic: a complex number is a pair of rows (Re, Im), so that all products are plain real matrix
+products. Phases are reduced to one turn in float64 before they are rounded to the precision of the data.
+
+Sources: Bracewell 1956, doi:10.1071/PH560198; the k tan t form is that of the linogram, Edholm & Herman 1987,
+doi:10.1109/TMI.1987.4307847.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from scipy.fft import next_fast_len
+
+from cryosim.core.record import Record, static
+
+Grid = Literal["camera", "stretched"]
+
+_LARGEST_MATRIX_TRANSFORM = 768
+"""Width up to which the transform along x is a matrix product rather than an FFT: measured, they meet near here."""
+
+
+class TiltGeometry(Record):
+    """Sizes of a single-axis projection.
+
+    Attributes
+    ----------
+    depth, width : int
+        Of the volume along z and x [voxel].
+    image_width : int
+        Of the images along u [px].
+    period : int
+        N of x [voxel]; odd for the camera grid, `width` for the stretched one.
+    grid : {"camera", "stretched"}
+    """
+
+    depth: int = static()
+    width: int = static()
+    image_width: int = static()
+    period: int = static()
+    grid: Grid = static()
+
+    @property
+    def n_frequencies(self) -> int:
+        """How many k >= 0 there are; the unpaired one of an even period is left out."""
+        return (self.period + 1) // 2
+
+
+def tilt_geometry(depth: int, width: int, image_width: int | None, grid: Grid, steepest: float) -> TiltGeometry:
+    """Geometry whose period holds the volume's projection at every tilt up to `steepest` [deg] without wrapping.
+
+    On the stretched grid the volume itself is periodic in x, and an image is as wide as it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown grid, an image width that the stretched grid cannot have, or a tilt of 90 degrees or more.
+    """
+    if grid not in ("camera", "stretched"):
+        raise ValueError(f'grid: expected "camera" or "stretched", got {grid!r}.')
+    if not 0 <= steepest < 89:
+        raise ValueError(f"angles: expected tilts below 89 degrees, got {steepest}.")
+    if grid == "stretched":
+        if image_width not in (None, width):
+            raise ValueError(
+                f"image_shape: on the stretched grid an image is as wide as the volume, {width}, got {image_width}."
+            )
+        return TiltGeometry(depth, width, width, width, grid)
+    image_width = width if image_width is None else image_width
+    tan, cos = math.tan(math.radians(steepest)), math.cos(math.radians(steepest))
+    least = math.ceil(max(width + depth * tan, image_width / cos)) + 2
+    return TiltGeometry(depth, width, image_width, _odd_fast_length(least), grid)
+
+
+def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """Line integrals (tilt, row, u) [unit of the volume · voxel] of a volume (z, row, x) at `angles` (tilt,) [deg]."""
+    weights = image_weights(angles, geometry)
+    shear, image = shear_matrices(angles, geometry, weights, volume), image_matrices(angles, geometry, volume)
+    spectra = transform_x(volume, geometry)  # (k, 2 z, row)
+    seen = torch.bmm(shear, spectra)  # (k, 2 tilt, row)
+    return torch.bmm(tilts_first(seen).transpose(1, 2), image)  # (tilt, row, 2 k) @ (tilt, 2 k, u)
+
+
+def backproject(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """Adjoint of `project`: volume (z, row, x) from images (tilt, row, u)."""
+    weights = image_weights(angles, geometry)
+    shear, image = shear_matrices(angles, geometry, weights, images), image_matrices(angles, geometry, images)
+    seen = torch.bmm(image, images.transpose(1, 2))  # (tilt, 2 k, row)
+    spectra = torch.bmm(shear.transpose(1, 2), frequencies_first(seen))  # (k, 2 z, row)
+    return transform_x_adjoint(spectra, geometry)
+
+
+def shear_matrices(
+    angles: torch.Tensor, geometry: TiltGeometry, weights: torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
+    """Equation (1) times `weights` (k, tilt) as real matrices (k, 2 tilt, 2 z): (Re, Im) of each tilt; all Re, all Im of z."""
+    k = frequencies(geometry, like.device)  # (k,) [1/voxel]
+    kz = k[:, None] * slopes(angles)  # (k, tilt) [1/voxel]
+    z = torch.arange(geometry.depth, dtype=torch.float64, device=like.device) - geometry.depth // 2
+    cosine, sine = _turn(kz[:, :, None] * z, like.dtype)  # (k, tilt, z)
+    scale = weights.to(like.dtype)[:, :, None]
+    cosine, sine = cosine * scale, sine * scale
+    # (Re + i Im) of exp(-i phi) (a + i b): Re = cos a + sin b, Im = -sin a + cos b
+    rows = torch.stack([torch.stack([cosine, sine], 2), torch.stack([-sine, cosine], 2)], 2)  # (k, tilt, 2, 2, z)
+    return rows.flatten(3).flatten(1, 2)
+
+
+def image_matrices(angles: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
+    """Waves of equation (2) as real matrices (tilt, 2 k, u), pairs (Re, Im) of rows k-major."""
+    k = frequencies(geometry, like.device)  # (k,)
+    u = torch.arange(geometry.image_width, dtype=torch.float64, device=like.device) - geometry.image_width // 2
+    if geometry.grid == "camera":
+        k = k / cosines(angles)[:, None]  # (tilt, k) [1/px]
+    cosine, sine = _turn(k[..., None] * u, like.dtype)  # ([tilt,] k, u)
+    pairs = torch.stack([cosine, -sine], -2).flatten(-3, -2)
+    return pairs.expand(len(angles), -1, -1)
+
+
+def transform_x(volume: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """(z, row, x) to its transform along x as (k, 2 z, row), pairs (Re, Im) k-major: (Re of all z, Im of all z)."""
+    depth, rows, width = volume.shape
+    if width <= _LARGEST_MATRIX_TRANSFORM:
+        flat = _fourier_matrix(geometry, volume) @ volume.reshape(depth * rows, width).T  # (2 k, z row)
+        return flat.reshape(-1, 2 * depth, rows)
+    spectrum = torch.fft.rfft(volume, n=geometry.period)[..., : geometry.n_frequencies]
+    spectrum = spectrum * _centre(geometry, volume)
+    return torch.view_as_real(spectrum).permute(2, 3, 0, 1).reshape(-1, 2 * depth, rows)
+
+
+def transform_x_adjoint(spectra: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """Adjoint of `transform_x`: (k, 2 z, row) to (z, row, x)."""
+    depth, rows, width = geometry.depth, spectra.shape[2], geometry.width
+    if width <= _LARGEST_MATRIX_TRANSFORM:
+        flat = spectra.reshape(-1, depth * rows)  # (2 k, z row)
+        return (flat.T @ _fourier_matrix(geometry, spectra)).reshape(depth, rows, width)
+    pairs = spectra.reshape(-1, 2, depth, rows).permute(2, 3, 0, 1)  # (z, row, k, 2)
+    spectrum = torch.view_as_complex(pairs.contiguous()) * _centre(geometry, spectra).conj()
+    spectrum = torch.nn.functional.pad(spectrum, (0, geometry.period - spectrum.shape[-1]))
+    return torch.fft.fft(spectrum.conj())[..., :width].real.contiguous()
+
+
+def _fourier_matrix(geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
+    """exp(-2 pi i k x) as a real matrix (2 k, x), pairs (Re, Im) of rows."""
+    x = torch.arange(geometry.width, dtype=torch.float64, device=like.device) - geometry.width // 2
+    cosine, sine = _turn(frequencies(geometry, like.device)[:, None] * x, like.dtype)
+    return torch.stack([cosine, -sine], 1).flatten(0, 1)
+
+
+def _centre(geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
+    """exp(+2 pi i k (width // 2)) (k,): the origin of x is its sample width // 2."""
+    cosine, sine = _turn(frequencies(geometry, like.device) * (geometry.width // 2), like.dtype)
+    return torch.complex(cosine, sine)
+
+
+def tilts_first(seen: torch.Tensor) -> torch.Tensor:
+    """(k, 2 tilt, row), tilt-major pairs, as (tilt, 2 k, row), k-major pairs, without a copy."""
+    k, pairs, rows = seen.shape
+    return seen.view(k, pairs // 2, 2, rows).permute(1, 0, 2, 3).reshape(pairs // 2, 2 * k, rows)
+
+
+def frequencies_first(seen: torch.Tensor) -> torch.Tensor:
+    """Inverse of `tilts_first`."""
+    tilts, pairs, rows = seen.shape
+    return seen.view(tilts, pairs // 2, 2, rows).permute(1, 0, 2, 3).reshape(pairs // 2, 2 * tilts, rows)
+
+
+def image_weights(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """Weight (k, tilt) of each frequency in equation (2), 0 where volume or image do not resolve it."""
+    paired = pair_weights(geometry, angles.device)[:, None]
+    return resolved(angles, geometry) * paired / (geometry.period * cosines(angles))
+
+
+def resolved(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """1 at the frequencies (k, tilt) below the Nyquist frequencies of z and of the image, else 0."""
+    k, t = frequencies(geometry, angles.device)[:, None], torch.deg2rad(angles.detach().double())
+    kept = (k * torch.tan(t)).abs() <= 0.5
+    if geometry.grid == "camera":
+        kept = kept & (k / torch.cos(t) <= 0.5)
+    return kept.double()
+
+
+def pair_weights(geometry: TiltGeometry, device: torch.device) -> torch.Tensor:
+    """2 for the frequencies (k,) that stand for a pair +-k, 1 for k = 0."""
+    return 2.0 - (frequencies(geometry, device) == 0).double()
+
+
+def frequencies(geometry: TiltGeometry, device: torch.device) -> torch.Tensor:
+    """The frequencies k = m / N >= 0 (k,) [1/voxel], float64."""
+    return torch.arange(geometry.n_frequencies, dtype=torch.float64, device=device) / geometry.period
+
+
+def slopes(angles: torch.Tensor) -> torch.Tensor:
+    """tan of `angles` (tilt,) [deg], float64."""
+    return torch.tan(torch.deg2rad(angles.double()))
+
+
+def cosines(angles: torch.Tensor) -> torch.Tensor:
+    """cos of `angles` (tilt,) [deg], float64."""
+    return torch.cos(torch.deg2rad(angles.double()))
+
+
+def _turn(turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of 2 pi `turns` (float64) in `dtype`, reduced to half a turn first."""
+    phase = ((turns - turns.detach().round()) * (2 * torch.pi)).to(dtype)
+    return torch.cos(phase), torch.sin(phase)
+
+
+def _odd_fast_length(least: int) -> int:
+    n = least | 1
+    while next_fast_len(n) != n:
+        n += 2
+    return n
