@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.fft import next_fast_len
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
+from cryosim.core.fourier import fast_length
 from cryosim.core.record import Record, static
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.exposure import expected_counts
@@ -65,13 +65,13 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
         Fields of `Sampling` to set instead.
     """
     pixel = float(choices.get("pixel_size", BAND * float(detector.pixel_size)))
-    wave = float(torch.as_tensor(wavelength(optics.voltage)).max())
+    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64)).max())
     defocus = float(torch.as_tensor(optics.defocus).abs().max())
     margin = wave * defocus / (2 * float(detector.pixel_size)) + 10.0  # [Å]
     field = [n * float(detector.pixel_size) + 2 * margin for n in detector.shape]
     edge = BAND / (2 * pixel)  # [1/Å]
     defaults = {
-        "shape": tuple(next_fast_len(math.ceil(length / pixel), real=True) for length in field),
+        "shape": tuple(fast_length(math.ceil(length / pixel)) for length in field),
         "pixel_size": pixel,
         "thickness": min(10.0, 0.1 / (math.pi * wave * edge**2)),
     }

@@ -90,10 +90,14 @@ class TiltScheme(Record):
 
     @classmethod
     def bidirectional(
-        cls, extent: float = 60.0, step: float = 3.0, total_dose: float = 120.0, start: float = 0.0,
+        cls,
+        extent: float = 60.0,
+        step: float = 3.0,
+        total_dose: float = 120.0,
+        start: float = 0.0,
         axis_angle: float = 0.0,
     ) -> TiltScheme:
-        """From `start` up to +extent, then from below `start` down to -extent. Arguments as in `dose_symmetric` [deg]."""
+        """From `start` up to +extent, then from below `start` down to -extent [deg]; else as `dose_symmetric`."""
         n, s = _steps(extent, step), _steps(start, step) if start >= 0 else -_steps(-start, step)
         return cls._of_steps([*range(s, n + 1), *range(s - 1, -n - 1, -1)], step, total_dose, axis_angle)
 

@@ -44,7 +44,7 @@ def wavelength(voltage: Scalar) -> Scalar:
         When a voltage given as a number is not positive.
     """
     energy = _energy(voltage)
-    return PLANCK_TIMES_LIGHT / (energy * (energy + 2 * REST_ENERGY)) ** 0.5
+    return PLANCK_TIMES_LIGHT * (energy * (energy + 2 * REST_ENERGY)) ** -0.5  # pyright: ignore[reportReturnType]
 
 
 def interaction_constant(voltage: Scalar) -> Scalar:

@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from scipy.fft import next_fast_len
 
 Size = float | torch.Tensor
+
+
+def fast_length(least: int, *, odd: bool = False) -> int:
+    """Smallest length of at least `least` whose transform is fast; with `odd`, the smallest odd one."""
+    n = least | 1 if odd else least
+    while (fast := int(next_fast_len(n, real=True) or n)) != n:
+        n = n + 2 if odd else fast
+    return n
 
 
 def positions(n: int, spacing: Size = 1.0, *, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
@@ -45,7 +54,9 @@ def squared_frequencies(
     return ky[:, None] ** 2 + kx[None, :] ** 2
 
 
-def centre_phases(n: int, *, half: bool = False, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+def centre_phases(
+    n: int, *, half: bool = False, dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
     """exp(+2 pi i m (n // 2) / n), the factor that moves the origin of a transform from sample 0 to sample n // 2."""
     m = torch.arange(n // 2 + 1 if half else n, device=device)
     turns = (m * (n // 2)) % n

@@ -56,4 +56,3 @@ def detect(intensity: torch.Tensor, pixel_size: float | torch.Tensor, detector: 
         for n, o in zip(given, out, strict=True)
     )
     return rows @ intensity @ columns.T
-

@@ -11,7 +11,8 @@ potential V with absorption fraction A, psi = 1 + i sigma (sqrt(1 - A^2) + i A) 
 
     I = 1 + 2 sigma F^-1[ctf V^],     ctf = sin(chi - asin A)
 
-which is negative at low frequency in underfocus: matter is dark (Rohou & Grigorieff 2015, doi:10.1016/j.jsb.2015.08.008).
+which is negative at low frequency in underfocus: matter is dark (Rohou & Grigorieff 2015,
+doi:10.1016/j.jsb.2015.08.008).
 Derivation: i e^{i a} e^{-i chi} - i e^{-i a} e^{+i chi} = 2 sin(chi - a), with a = asin A.
 """
 
@@ -59,11 +60,19 @@ class Optics(Record):
         if isinstance(self.voltage, (int, float)) and not self.voltage > 0:
             raise ValueError(f"Optics.voltage: expected a positive number [kV], got {self.voltage}. 300 is usual.")
         if isinstance(self.amplitude_contrast, (int, float)) and not 0 <= self.amplitude_contrast <= 1:
-            raise ValueError(f"Optics.amplitude_contrast: expected 0 to 1, got {self.amplitude_contrast}. 0.07 is usual.")
+            raise ValueError(
+                f"Optics.amplitude_contrast: expected 0 to 1, got {self.amplitude_contrast}. 0.07 is usual."
+            )
 
 
-def aberration(optics: Optics, shape: tuple[int, int], pixel_size: Number, *, dtype: torch.dtype = torch.float64,
-               device: torch.device | None = None) -> torch.Tensor:
+def aberration(
+    optics: Optics,
+    shape: tuple[int, int],
+    pixel_size: Number,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """Aberration function chi, without amplitude contrast.
 
     Parameters
@@ -103,8 +112,14 @@ def aberration(optics: Optics, shape: tuple[int, int], pixel_size: Number, *, dt
     return lens - torch.deg2rad(plate) * (k2 > 0)
 
 
-def ctf(optics: Optics, shape: tuple[int, int], pixel_size: Number, *, dtype: torch.dtype = torch.float64,
-        device: torch.device | None = None) -> torch.Tensor:
+def ctf(
+    optics: Optics,
+    shape: tuple[int, int],
+    pixel_size: Number,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """Contrast transfer function of a weak object, sin(chi - asin A).
 
     Parameters

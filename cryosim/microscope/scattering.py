@@ -5,12 +5,12 @@ One electron moves along +z through the slices: transmission, then free flight,
     t_i = exp(i sigma v_i),  v_i complex where there is absorption
     P   = exp(-i pi lambda d k^2)
 
-(Kirkland 2020, eqs. 6.5 and 6.65; Cowley & Moodie 1957, doi:10.1107/S0365110X57002194.) The signs belong together: with
-both, matter, whose potential is positive, focuses electrons. The potential of a slice acts at its middle, so the flight
-between two slices is one thickness, and half of one before the first and after the last.
+(Kirkland 2020, eqs. 6.5 and 6.65; Cowley & Moodie 1957, doi:10.1107/S0365110X57002194.) The signs belong together: so
+matter, whose potential is positive, focuses electrons. The potential of a slice acts at its middle, so the
+flight between two slices is one thickness, and half of one before the first and after the last.
 
-The exit wave is referred to a plane: z = 0, the box centre, unless another is asked for. The part of it that flew beyond
-that plane flies back (both are the same propagator), so that the defocus of the lens counts from the box centre.
+The exit wave is referred to a plane: z = 0, the box centre, unless another is asked for. What flew
+beyond that plane flies back, by the same propagator, so that the defocus of the lens counts from the box centre.
 """
 
 from __future__ import annotations
@@ -69,24 +69,17 @@ def multislice(
     n = len(slices)
     if n == 0:
         raise ValueError("multislice: there are no slices.")
-    wave = None
-    for i in range(n):
-        v = slices[i]
-        if not torch.isfinite(v).all():
-            raise ValueError(f"multislice: slice {i} of {n} holds values that are not finite [V·Å]; mend its source.")
-        if wave is None:
-            real = v.real.dtype if v.is_complex() else v.dtype
-            shape = (v.shape[-2], v.shape[-1])
-            if band_limit is None:
-                band_limit = circular_band_limit(shape, dtype=real, device=v.device)
-            flight = propagator(slices, optics, slices.thickness, shape, real, v.device) * band_limit
-            transmitted = transmission(v, optics)
-            wave = torch.fft.ifft2(torch.fft.fft2(transmitted) * band_limit)
-            continue
-        wave = torch.fft.ifft2(torch.fft.fft2(wave) * flight)
-        wave = wave * torch.fft.ifft2(torch.fft.fft2(transmission(v, optics)) * band_limit)
+    first = _finite_slice(slices, 0)
+    dtype = first.real.dtype if first.is_complex() else first.dtype
+    shape, device = (first.shape[-2], first.shape[-1]), first.device
+    limit = circular_band_limit(shape, dtype=dtype, device=device) if band_limit is None else band_limit
+    flight = propagator(slices, optics, slices.thickness, shape, dtype, device) * limit
+    wave = torch.fft.ifft2(torch.fft.fft2(transmission(first, optics)) * limit)
+    for i in range(1, n):
+        arriving = torch.fft.ifft2(torch.fft.fft2(wave) * flight)
+        wave = arriving * torch.fft.ifft2(torch.fft.fft2(transmission(_finite_slice(slices, i), optics)) * limit)
     last = (n - 1 - n // 2) * slices.thickness  # height at which the last slice acted [Å]
-    back = propagator(slices, optics, plane - last, shape, real, wave.device) * band_limit
+    back = propagator(slices, optics, plane - last, shape, dtype, device) * limit
     return torch.fft.ifft2(torch.fft.fft2(wave) * back)
 
 
@@ -97,10 +90,17 @@ def projection(slices: SliceSource, optics: Optics) -> torch.Tensor:
     """
     if len(slices) == 0:
         raise ValueError("projection: there are no slices.")
-    total = slices[0]
+    total = _finite_slice(slices, 0)
     for i in range(1, len(slices)):
-        total = total + slices[i]
+        total = total + _finite_slice(slices, i)
     return transmission(total, optics)
+
+
+def _finite_slice(slices: SliceSource, i: int) -> torch.Tensor:
+    v = slices[i]
+    if not torch.isfinite(v).all():
+        raise ValueError(f"slice {i} of {len(slices)} holds values that are not finite [V·Å]; mend its source.")
+    return v
 
 
 def transmission(potential: torch.Tensor, optics: Optics) -> torch.Tensor:
@@ -116,7 +116,11 @@ def transmission(potential: torch.Tensor, optics: Optics) -> torch.Tensor:
 
 
 def propagator(
-    slices: SliceSource, optics: Optics, distance: float | torch.Tensor, shape: tuple[int, int], dtype: torch.dtype,
+    slices: SliceSource,
+    optics: Optics,
+    distance: float | torch.Tensor,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
     """exp(-i pi lambda d k^2) (..., y, x), the flight over `distance` d [Å], unshifted order."""

@@ -26,7 +26,7 @@ import math
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import band_limit, centre_phases, squared_frequencies
+from cryosim.core.fourier import band_limit, squared_frequencies
 from cryosim.core.record import Record, item
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
@@ -76,16 +76,27 @@ class AtomSlices:
         [Å].
     """
 
-    def __init__(self, atoms: Atoms, radial: RadialBasis, transfer: torch.Tensor, shape: tuple[int, int],
-                 pixel_size: float | torch.Tensor, thickness: float | torch.Tensor, n_slices: int, width: int,
-                 dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        atoms: Atoms,
+        radial: RadialBasis,
+        transfer: torch.Tensor,
+        shape: tuple[int, int],
+        pixel_size: float | torch.Tensor,
+        thickness: float | torch.Tensor,
+        n_slices: int,
+        width: int,
+        dtype: torch.dtype,
+    ) -> None:
         self.shape, self.pixel_size, self.thickness = shape, pixel_size, thickness
         self._n, self._width, self._dtype = n_slices, width, dtype
         self._radial, self._transfer = radial, transfer
         height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices
         lower = height.detach().floor().long().clamp(0, max(n_slices - 2, 0))
         self._order = torch.argsort(lower, stable=True)
-        self._ends = torch.searchsorted(lower[self._order], torch.arange(-1, n_slices, device=lower.device), right=True).tolist()
+        self._ends = torch.searchsorted(
+            lower[self._order], torch.arange(-1, n_slices, device=lower.device), right=True
+        ).tolist()
         self._atoms = atoms.index(self._order)
         self._upper_share = (height - lower)[self._order] if n_slices > 1 else None
 
@@ -112,17 +123,15 @@ class AtomSlices:
         weights = atoms.occupancies if shares is None else atoms.occupancies * shares
         strengths = self._radial.coefficients(atoms) * weights[:, None]  # (atom, j)
         where, bells = _bells(atoms.positions[:, :2] / self.pixel_size, self.shape, self._width)
-        total = None  # a few grids at a time: they stay in the processor's cache
+        total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
         parts = zip(strengths.to(self._dtype).split(4, 1), self._transfer.split(4), strict=True)
         for strength, transfer in parts:
             grids = _spread(where, bells.to(self._dtype), strength, self.shape)  # (j, y, x)
             spectra = torch.fft.rfft(grids)[..., : transfer.shape[-1]]  # no column beyond the band is transformed on
             spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))
             for j in range(len(transfer)):
-                if total is None:
-                    total = spectra[j] * transfer[j, ..., None]
-                else:
-                    total = torch.addcmul(total, spectra[j], transfer[j, ..., None])
+                term = transfer[j, ..., None]
+                total = torch.addcmul(total, spectra[j], term) if total.ndim else spectra[j] * term
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
 
 
@@ -130,31 +139,38 @@ class RadialBasis:
     """A few functions phi_j(k) that span the scattering factors of all atoms, and every atom's coefficients in them."""
 
     def __init__(self, atoms: Atoms, parametrization: Parametrization, solvent: float, limit: float, tolerance: float):
-        self._elements, inverse = torch.unique(atoms.numbers, return_inverse=True)
+        self._elements = torch.unique(atoms.numbers)
         self._element_of = torch.full((int(self._elements.max()) + 1,), -1, device=atoms.numbers.device)
         self._element_of[self._elements] = torch.arange(len(self._elements), device=atoms.numbers.device)
         self.limit = limit  # largest k^2 [1/Å^2]
         b = atoms.b_factors.detach().double()
-        self._parametrization, self._solvent = parametrization, solvent
+        self._parametrization: Parametrization = parametrization
+        self._solvent = solvent
         # samples of the family: every element at Chebyshev nodes of its B-factors
         span = (b.max() - b.min()) / 2
         b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 16).to(b.device))
-        for n in (32, 64, 128, 256):  # nodes in k^2, until the factors are resolved
-            nodes = 0.5 * limit * (1 + chebyshev_nodes(n).to(b.device))
-            factors = self._factors(nodes)  # (element, node)
-            tail = (factors @ _chebyshev_transform(n).to(b.device).T)[:, -3:]
-            if (tail.abs().max(1).values < 1e-11 * factors.abs().max(1).values).all():
-                break
-        self._nodes, self._node_factors = nodes, factors
+        n = 32  # nodes in k^2, doubled until the factors are resolved
+        while not self._sample(n) and n < 512:
+            n *= 2
+        nodes, factors = self._nodes, self._node_factors
         family = (factors[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)  # (sample, node)
         family = family / family.norm(dim=1, keepdim=True)
         _, sizes, vectors = torch.linalg.svd(family, full_matrices=False)
-        for rank in range(1, len(sizes) + 1):
+        rank = 1
+        while rank < len(sizes):
             rest = family - (family @ vectors[:rank].T) @ vectors[:rank]
             if rest.norm(dim=1).max() < tolerance:
                 break
+            rank += 1
         self._vectors = vectors[:rank]  # (j, node), orthonormal
         self._series = self._vectors @ _chebyshev_transform(n).to(b.device).T  # (j, degree)
+
+    def _sample(self, n: int) -> bool:
+        """Take the factors at n nodes; False where their Chebyshev series has not ended yet."""
+        self._nodes = 0.5 * self.limit * (1 + chebyshev_nodes(n).to(self._elements.device))
+        self._node_factors = self._factors(self._nodes)  # (element, node)
+        tail = (self._node_factors @ _chebyshev_transform(n).to(self._nodes.device).T)[:, -3:]
+        return bool((tail.abs().amax(1) < 1e-11 * self._node_factors.abs().amax(1)).all())
 
     def coefficients(self, atoms: Atoms) -> torch.Tensor:
         """c (atom, j), differentiable in the B-factors; in float64."""
@@ -171,7 +187,9 @@ class RadialBasis:
         return x * b1 - b2 + series[:, 0]
 
     def _factors(self, squared_frequency: torch.Tensor) -> torch.Tensor:
-        factors = POTENTIAL_PER_FORM_FACTOR * scattering_factor(self._elements, squared_frequency, self._parametrization)
+        factors = POTENTIAL_PER_FORM_FACTOR * scattering_factor(
+            self._elements, squared_frequency, self._parametrization
+        )
         if self._solvent:
             factors = factors - self._solvent * displaced_solvent_factor(self._elements, squared_frequency)
         return factors
@@ -220,7 +238,7 @@ def potential_slices(
     Raises
     ------
     ValueError
-        When atoms lie outside the box or are not finite, an element has no scattering factor, or a size is not positive.
+        When atoms lie outside the box or are not finite, an element is not in the table, or a size is not positive.
     """
     for name, value in (("pixel_size", pixel_size), ("thickness", thickness)):
         if not float(value) > 0:
@@ -235,14 +253,26 @@ def potential_slices(
     device = atoms.positions.device
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
     inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
-    radial = RadialBasis(atoms, parametrization, solvent, float((BAND / (2 * float(pixel_size))) ** 2), 10 * math.exp(-BETA * width))
+    radial = RadialBasis(
+        atoms, parametrization, solvent, float((BAND / (2 * float(pixel_size))) ** 2), 10 * math.exp(-BETA * width)
+    )
     bell_y, bell_x = (_bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
     transfer = torch.zeros((*k2.shape, len(radial._vectors)), dtype=torch.float64, device=device)
     transfer = transfer.index_put((inside,), radial(k2[inside]).T / bell[inside][:, None])  # (y, x, j) [V Å^2]
     columns = int(inside.any(0).sum())
     transfer = transfer[:, :columns].permute(2, 0, 1) / pixel_size**2  # a delta on the grid has weight 1 / pixel area
-    return AtomSlices(atoms, radial, transfer.to(dtype).contiguous(), tuple(shape), pixel_size, thickness, n_slices, width, dtype)
+    return AtomSlices(
+        atoms,
+        radial,
+        transfer.to(dtype).contiguous(),
+        (shape[0], shape[1]),
+        pixel_size,
+        thickness,
+        n_slices,
+        width,
+        dtype,
+    )
 
 
 def _spread(where: torch.Tensor, bells: torch.Tensor, strengths: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -253,7 +283,7 @@ def _spread(where: torch.Tensor, bells: torch.Tensor, strengths: torch.Tensor, s
 
 
 def _bells(centres: torch.Tensor, shape: tuple[int, int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat sample indices (atom, w * w), wrapped, and bell values around `centres` (atom, 2) [(x, y) px from the centre]."""
+    """Flat sample indices (atom, w * w), wrapped, and bells around `centres` (atom, 2) [(x, y) px from the centre]."""
     steps = torch.arange(width, dtype=centres.dtype, device=centres.device)
     sides = []
     for axis, n in ((1, shape[0]), (0, shape[1])):

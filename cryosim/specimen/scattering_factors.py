@@ -1,4 +1,4 @@
-"""Electron scattering factors of neutral atoms, f(g) [Å], as functions of the spatial frequency g = 2 sin(theta) / lambda.
+"""Electron scattering factors of neutral atoms, f(g) [Å], where g = 2 sin(theta) / lambda is the spatial frequency.
 
 Three parametrizations, each a table in `tables/` with its source in the first line. They agree at f(0) to 2 % for
 light atoms; Lobato's alone has the right asymptote (Mott-Bethe, f ~ 1/g^2).
@@ -16,8 +16,21 @@ import torch
 Parametrization = Literal["lobato", "kirkland", "peng"]
 
 # Volume that an atom of a macromolecule displaces from its solvent [Å^3]: Fraser, MacRae & Suzuki 1978,
-# doi:10.1107/S0021889878014296 (H, C, N, O, S); Svergun, Barberato & Koch 1995, doi:10.1107/S0021889895007047 (the rest).
-DISPLACED_VOLUMES = {1: 5.15, 6: 16.44, 7: 2.49, 8: 9.13, 15: 5.73, 16: 19.86, 12: 17.16, 20: 31.89, 25: 9.20, 26: 7.99, 30: 9.85}
+# doi:10.1107/S0021889878014296 (H, C, N, O, S); Svergun, Barberato & Koch 1995,
+# doi:10.1107/S0021889895007047 (the rest).
+DISPLACED_VOLUMES = {
+    1: 5.15,
+    6: 16.44,
+    7: 2.49,
+    8: 9.13,
+    15: 5.73,
+    16: 19.86,
+    12: 17.16,
+    20: 31.89,
+    25: 9.20,
+    26: 7.99,
+    30: 9.85,
+}
 OTHER_DISPLACED_VOLUME = 15.0
 
 
@@ -71,7 +84,9 @@ def displaced_solvent_factor(numbers: torch.Tensor, squared_frequency: torch.Ten
 
 def _coefficients(numbers: tuple[int, ...], parametrization: str) -> list[torch.Tensor]:
     if parametrization not in get_args(Parametrization):
-        raise ValueError(f"parametrization: expected one of {', '.join(get_args(Parametrization))}, got {parametrization!r}.")
+        raise ValueError(
+            f"parametrization: expected one of {', '.join(get_args(Parametrization))}, got {parametrization!r}."
+        )
     table = _table(parametrization)
     missing = sorted(set(numbers) - table.keys())
     if missing:

@@ -266,7 +266,7 @@ def potential_volume(
         [V].
     """
     fine, thin = voxel_size * 2 / 3, voxel_size / 4  # [Å]
-    grid = tuple(math.ceil(1.5 * n) for n in shape[1:])
+    grid = (math.ceil(1.5 * shape[1]), math.ceil(1.5 * shape[2]))
     n_slices = 4 * shape[0]
     solvent = float(specimen.ice.inner_potential) if specimen.ice else 0.0
     source = potential_slices(

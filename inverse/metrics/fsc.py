@@ -29,7 +29,7 @@ class ShellCorrelation(Record):
     reliable: torch.Tensor = item(0)
 
     def resolution(self, threshold: float = 0.143) -> float:
-        """Resolution [Å] where the reliable correlation first falls below `threshold`, between shells by a straight line.
+        """Resolution [Å] where the reliable correlation first falls below `threshold`, linear between shells.
 
         The finest resolution when it never does; infinity when it never reaches the threshold.
         """
@@ -80,7 +80,9 @@ def fsc(
     Harauz & van Heel 1986, Optik 73, 146.
     """
     if a.shape != b.shape or a.ndim != 3:
-        raise ValueError(f"fsc: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+        raise ValueError(
+            f"fsc: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError("fsc: a volume holds values that are not finite.")
     fa, fb = (torch.fft.rfftn(v.double()) for v in (a, b))

@@ -27,6 +27,7 @@ gradient of a loss with respect to x, the loss changes by <v, d[A^H (y - A x) + 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -42,7 +43,6 @@ from inverse.physics.spectral import (
     resolved,
     shear_matrices,
     slopes,
-    tilts_first,
     transform_x,
     transform_x_adjoint,
 )
@@ -82,13 +82,18 @@ def damped_least_squares(
 
 
 def solve(
-    z: torch.Tensor, images: torch.Tensor, angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry,
-    tolerance: float, max_iterations: int,
+    z: torch.Tensor,
+    images: torch.Tensor,
+    angles: torch.Tensor,
+    damping: torch.Tensor,
+    geometry: TiltGeometry,
+    tolerance: float,
+    max_iterations: int,
 ) -> tuple[torch.Tensor, int]:
     """As `damped_least_squares`, without gradients; also the number of iterations, 0 for the closed form."""
     if geometry.grid == "stretched":
         residual = images - project(z, angles, geometry)
-        return z + backproject(solve_gram(residual, angles, damping, geometry), angles, geometry), 0
+        return z + backproject_filtered(residual, angles, geometry, gram_solver(angles, damping, geometry)), 0
 
     def normal(x: torch.Tensor) -> torch.Tensor:
         return backproject(project(x, angles, geometry), angles, geometry) + damping * x
@@ -111,17 +116,34 @@ def gram_matrices(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     return _dirichlet(turns, geometry.depth) * (scale[:, :, None] * scale[:, None, :])
 
 
-def solve_gram(
-    images: torch.Tensor, angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry
+def backproject_filtered(
+    images: torch.Tensor,
+    angles: torch.Tensor,
+    geometry: TiltGeometry,
+    action: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """S^H (damping + G)^-1 S applied to images (tilt, row, u): (damping + A A^H)^-1 on the stretched grid."""
-    waves = image_matrices(angles, geometry, images)  # (tilt, 2 k, u)
-    seen = frequencies_first(torch.bmm(waves, images.transpose(1, 2)))  # (k, 2 tilt, row)
-    seen = torch.complex(seen[:, 0::2].double(), seen[:, 1::2].double())  # (k, tilt, row)
-    seen = torch.cholesky_solve(seen, _factor(angles, damping, geometry))
-    seen = seen * (pair_weights(geometry, images.device) / geometry.period)[:, None, None]
-    pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)
-    return torch.bmm(tilts_first(pairs).transpose(1, 2), waves)
+    """F^H B^H action(S images): volume (z, row, x) from images (tilt, row, u), changed between in their frequencies.
+
+    `action` maps (k, tilt, row), complex128, k >= 0, to the same shape. The volume that S^H would first bring back to
+    images is not cut by the edges of the camera here: it reaches on over the whole period before it is cut to its box.
+    """
+    seen = frequencies_first(torch.bmm(image_matrices(angles, geometry, images), images.transpose(1, 2)))
+    length = geometry.period * (cosines(angles) if geometry.grid == "camera" else torch.ones_like(cosines(angles)))
+    seen = torch.complex(seen[:, 0::2].double(), seen[:, 1::2].double()) / length[:, None].sqrt()
+    seen = action(seen)  # (k, tilt, row)
+    pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)  # (k, 2 tilt, row)
+    weights = _tilt_weights(angles, geometry) * resolved(angles, geometry) / geometry.period**0.5
+    weights = weights * pair_weights(geometry, images.device)[:, None]
+    shear = shear_matrices(angles, geometry, weights, images)  # (k, 2 tilt, 2 z)
+    return transform_x_adjoint(torch.bmm(shear.transpose(1, 2), pairs), geometry)
+
+
+def gram_solver(
+    angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(damping + G)^-1 as an action on frequencies (k, tilt, row): for `backproject_filtered`, to solve (2)."""
+    factor = _factor(angles, damping, geometry)
+    return lambda seen: torch.cholesky_solve(seen, factor)
 
 
 class _DampedLeastSquares(torch.autograd.Function):
@@ -143,13 +165,11 @@ class _DampedLeastSquares(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         *inputs, x = ctx.saved_tensors
         geometry, tolerance, max_iterations = ctx.settings
         _, images, angles, damping = inputs
-        v, _ = solve(
-            gradient / damping, torch.zeros_like(images), angles, damping, geometry, tolerance, max_iterations
-        )
+        v, _ = solve(gradient / damping, torch.zeros_like(images), angles, damping, geometry, tolerance, max_iterations)
         with torch.enable_grad():
             z, images, angles, damping = (
                 t.detach().requires_grad_(needed) for t, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)

@@ -26,8 +26,8 @@ import math
 from typing import Literal
 
 import torch
-from scipy.fft import next_fast_len
 
+from cryosim.core.fourier import fast_length
 from cryosim.core.record import Record, static
 
 Grid = Literal["camera", "stretched"]
@@ -85,7 +85,7 @@ def tilt_geometry(depth: int, width: int, image_width: int | None, grid: Grid, s
     image_width = width if image_width is None else image_width
     tan, cos = math.tan(math.radians(steepest)), math.cos(math.radians(steepest))
     least = math.ceil(max(width + depth * tan, image_width / cos)) + 2
-    return TiltGeometry(depth, width, image_width, _odd_fast_length(least), grid)
+    return TiltGeometry(depth, width, image_width, fast_length(least, odd=True), grid)
 
 
 def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
@@ -109,7 +109,7 @@ def backproject(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeomet
 def shear_matrices(
     angles: torch.Tensor, geometry: TiltGeometry, weights: torch.Tensor, like: torch.Tensor
 ) -> torch.Tensor:
-    """Equation (1) times `weights` (k, tilt) as real matrices (k, 2 tilt, 2 z): (Re, Im) of each tilt; all Re, all Im of z."""
+    """Equation (1) times `weights` (k, tilt), real (k, 2 tilt, 2 z): rows (Re, Im) per tilt; columns Re, then Im."""
     k = frequencies(geometry, like.device)  # (k,) [1/voxel]
     kz = k[:, None] * slopes(angles)  # (k, tilt) [1/voxel]
     z = torch.arange(geometry.depth, dtype=torch.float64, device=like.device) - geometry.depth // 2
@@ -219,10 +219,3 @@ def _turn(turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     """cos and sin of 2 pi `turns` (float64) in `dtype`, reduced to half a turn first."""
     phase = ((turns - turns.detach().round()) * (2 * torch.pi)).to(dtype)
     return torch.cos(phase), torch.sin(phase)
-
-
-def _odd_fast_length(least: int) -> int:
-    n = least | 1
-    while next_fast_len(n) != n:
-        n += 2
-    return n

@@ -45,6 +45,9 @@ class TiltProjection(LinearPhysics):
     The derivation stands in `inverse.physics.spectral` and `inverse.physics.closed_form`.
     """
 
+    angles: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(
         self,
         angles: Sequence[float] | torch.Tensor,
@@ -69,7 +72,7 @@ class TiltProjection(LinearPhysics):
             raise ValueError(f"volume_shape: expected three sizes (z, y, x), got {tuple(volume_shape)}.")
         self.volume_shape = tuple(volume_shape)
         self.image_shape = tuple(image_shape or volume_shape[1:])
-        depth, rows, width = self.volume_shape
+        depth, _, width = self.volume_shape
         steepest = float(angles.detach().abs().max())
         self.geometry: TiltGeometry = tilt_geometry(depth, width, self.image_shape[1], grid, steepest)
         self.register_buffer("angles", angles)
@@ -85,7 +88,7 @@ class TiltProjection(LinearPhysics):
         def act(item: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
             return project(item, tilts, self.geometry)
 
-        return self._fit_rows(self._each(act, x), self.image_shape[0]) / self.scale.to(x)
+        return self.fit_rows(self._each(act, x), self.image_shape[0]) / self.scale.to(x)
 
     def A_adjoint(self, y: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Volumes (batch, channel, z, y, x) from images (batch, channel, tilt, y, x)."""
@@ -95,16 +98,17 @@ class TiltProjection(LinearPhysics):
         def act(item: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
             return backproject(item, tilts, self.geometry)
 
-        return self._each(act, self._fit_rows(y, self.volume_shape[1])) / self.scale.to(y)
+        return self._each(act, self.fit_rows(y)) / self.scale.to(y)
 
     def prox_l2(
         self,
         z: torch.Tensor | float | None,
         y: torch.Tensor,
         gamma: float | torch.Tensor,
-        *,
-        tol: float | None = None,
+        solver: str | None = None,
         max_iter: int | None = None,
+        tol: float | None = None,
+        verbose: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """Minimiser of gamma / 2 |A x - y|^2 + 1/2 |x - z|^2.
@@ -116,9 +120,9 @@ class TiltProjection(LinearPhysics):
         z : tensor (batch, channel, z, y, x), number or None
         y : tensor (batch, channel, tilt, y, x)
         gamma : float or tensor () or (batch,)
-        tol, max_iter
+        max_iter, tol
             Instead of the operator's own, for this call.
-        **kwargs
+        solver, verbose, **kwargs
             deepinv's choice of an iterative solver, which is not needed here.
         """
         volume = (*y.shape[:2], *self.volume_shape)
@@ -127,7 +131,15 @@ class TiltProjection(LinearPhysics):
         gamma = torch.as_tensor(gamma, dtype=y.dtype, device=y.device).reshape(-1)
         return self._solve(z, y, self.scale.to(y) ** 2 / gamma, tol, max_iter)
 
-    def A_dagger(self, y: torch.Tensor, *, tol: float | None = None, max_iter: int | None = None, **kwargs) -> torch.Tensor:
+    def A_dagger(
+        self,
+        y: torch.Tensor,
+        solver: str | None = None,
+        max_iter: int | None = None,
+        tol: float | None = None,
+        verbose: bool = False,
+        **kwargs,
+    ) -> torch.Tensor:
         """Least-squares solution of least norm: `prox_l2` about 0 with a damping near the rounding error of the data.
 
         Arguments as in `prox_l2`.
@@ -141,18 +153,18 @@ class TiltProjection(LinearPhysics):
         """Damped least squares for each item; `damping` (1 or batch,) belongs to the operator without its scale."""
         damping = damping.expand(y.shape[0])
         settings = {"tolerance": tol or self.tol, "max_iterations": max_iter or self.max_iter}
-        y = self._fit_rows(y, self.volume_shape[1]) * self.scale.to(y)
+        y = self.fit_rows(y) * self.scale.to(y)
         angles = self.angles.expand(y.shape[0], -1)
         items = []
         for z_item, y_item, tilts, lam in zip(z, y, angles, damping, strict=True):
             # channels are more rows of the same problem
             volume, images = (t.movedim(0, 1).flatten(1, 2) for t in (z_item, y_item))
             x = damped_least_squares(volume, images, tilts, lam, self.geometry, **settings)
-            items.append(x.unflatten(1, z_item.shape[0::2][:1] + z_item.shape[2:3]).movedim(1, 0))
+            items.append(x.unflatten(1, (z_item.shape[0], -1)).movedim(1, 0))
         return torch.stack(items)
 
     def _each(self, act, batch: torch.Tensor) -> torch.Tensor:
-        """`act` on (slice, row, column) stacks: the whole batch at once where it shares its angles, else item by item."""
+        """`act` on (slice, row, column) stacks: the batch at once where it shares its angles, else item by item."""
         b, c, _, rows, _ = batch.shape
         if self.angles.shape[0] == 1:
             stacked = batch.flatten(0, 1).movedim(0, 1).flatten(1, 2)  # (slice, batch channel row, column)
@@ -163,15 +175,18 @@ class TiltProjection(LinearPhysics):
         items = [act(item.movedim(0, 1).flatten(1, 2), t) for item, t in zip(batch, self.angles, strict=True)]
         return torch.stack([out.unflatten(1, (c, rows)).movedim(1, 0) for out in items])
 
-    def _fit_rows(self, images: torch.Tensor, rows: int) -> torch.Tensor:
-        """Rows cut or padded with zeros about the centre row n // 2."""
+    def fit_rows(self, images: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        """Images cut or padded with zeros to `rows` (those of the volume), about the centre row n // 2."""
+        rows = self.volume_shape[1] if rows is None else rows
         before = rows // 2 - images.shape[-2] // 2
         after = rows - images.shape[-2] - before
         return functional.pad(images, (0, 0, before, after)) if before or after else images
 
     def _expect(self, given: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
         if given.ndim != 5 or tuple(given.shape[2:]) != tuple(shape):
-            raise ValueError(f"TiltProjection: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}.")
+            raise ValueError(
+                f"TiltProjection: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
+            )
 
 
 def _norm(angles: torch.Tensor, geometry: TiltGeometry, iterations: int = 60) -> torch.Tensor:

@@ -1,0 +1,201 @@
+"""The description of a run: every parameter with its unit, its default and its bounds; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cryosim.acquisition.simulate import Sampling, sampling_for
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.microscope.detector import Detector
+from cryosim.microscope.optics import Optics
+from cryosim.specimen.specimen import ICE_INNER_POTENTIAL, Ice
+
+
+class ConfigError(ValueError):
+    """A run description that cannot be used: the message names the file, the key, what was expected and what came."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Molecule(_Section):
+    structure: str = Field(default="apoferritin", min_length=1)
+    """A structure file (.pdb, .cif, .gz), or the name of a packaged one: apoferritin, ubiquitin."""
+    assembly: int | None = Field(default=None, ge=1)
+    """Biological assembly to build from the file's operators; null takes the atoms as they stand."""
+    copies: int = Field(default=1, ge=1)
+    """How many to place."""
+
+
+class Slab(_Section):
+    thickness: float = Field(default=400.0, gt=0)
+    """Of the ice [Å]."""
+    inner_potential: float = Field(default=ICE_INNER_POTENTIAL, ge=0)
+    """Of the ice [V]."""
+
+
+class SpecimenSection(_Section):
+    molecules: list[Molecule] = Field(
+        default=[Molecule(structure="apoferritin", assembly=1, copies=8), Molecule(structure="ubiquitin", copies=4)],
+        min_length=1,
+    )
+    """What stands in the ice."""
+    size: tuple[float, float, float] = (700.0, 700.0, 320.0)
+    """(x, y, z) of the box that holds the molecules [Å]."""
+    gap: float = Field(default=10.0, ge=0)
+    """Least distance between two molecules [Å]."""
+    ice: Slab | None = Slab()
+    """The ice around them; null for vacuum."""
+
+
+class TiltSection(_Section):
+    scheme: Literal["dose-symmetric", "bidirectional", "unidirectional"] = "dose-symmetric"
+    """Order of the exposures."""
+    extent: float = Field(default=60.0, ge=0, lt=89)
+    """Largest tilt [deg]."""
+    step: float = Field(default=3.0, gt=0)
+    """Between tilts [deg]."""
+    total_dose: float = Field(default=120.0, gt=0)
+    """Of all exposures together [e-/Å^2]."""
+    axis_angle: float = 0.0
+    """In-plane angle of the tilt axis from y [deg]."""
+
+
+class OpticsSection(_Section):
+    voltage: float = Field(default=300.0, gt=0)
+    """[kV]."""
+    defocus: float = 30000.0
+    """Underfocus at the box centre [Å]."""
+    astigmatism: float = 0.0
+    """Largest minus smallest defocus [Å]."""
+    astigmatism_angle: float = 0.0
+    """Azimuth of the largest underfocus [deg]."""
+    spherical_aberration: float = 2.7
+    """[mm]."""
+    phase_shift: float = 0.0
+    """By a phase plate [deg]."""
+    amplitude_contrast: float = Field(default=0.07, ge=0, le=1)
+    """Fraction of the scattering that is absorption [1]."""
+
+
+class DetectorSection(_Section):
+    shape: tuple[int, int] = (192, 192)
+    """(y, x) [px]."""
+    pixel_size: float = Field(default=4.0, gt=0)
+    """At the specimen [Å]."""
+
+
+class SamplingSection(_Section):
+    pixel_size: float | None = Field(default=None, gt=0)
+    """Of the simulated wave [Å]; null takes two thirds of the detector's."""
+    thickness: float | None = Field(default=None, gt=0)
+    """Of a slice [Å]; null takes 10 Å or less where the wave needs it."""
+    parametrization: Literal["lobato", "kirkland", "peng"] = "lobato"
+    """Of the electron scattering factors."""
+    width: int = Field(default=8, ge=4, le=16)
+    """Grid samples over which an atom is spread: 8 is exact to 1e-6, 6 to 5e-5."""
+
+
+class RunConfig(_Section):
+    """One simulated tilt series."""
+
+    name: str = Field(default="series", pattern=r"^[\w.-]+$")
+    """Of the files that are written."""
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Of places, poses and counts: the same seed gives the same bytes."""
+    specimen: SpecimenSection = SpecimenSection()
+    tilts: TiltSection = TiltSection()
+    optics: OpticsSection = OpticsSection()
+    detector: DetectorSection = DetectorSection()
+    sampling: SamplingSection = SamplingSection()
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Run description of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing, is not YAML, or has an unknown key or a value out of bounds.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Write one with `cryosim config new`.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: expected keys such as seed and specimen, got {type(given).__name__}.")
+    try:
+        return RunConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
+
+
+def config_text(config: RunConfig) -> str:
+    """The configuration as commented YAML that `read_config` takes back."""
+    return "\n".join(_lines(config, 0)) + "\n"
+
+
+def tilt_scheme(section: TiltSection) -> TiltScheme:
+    """The scheme a configuration asks for."""
+    make = {
+        "dose-symmetric": TiltScheme.dose_symmetric,
+        "bidirectional": TiltScheme.bidirectional,
+        "unidirectional": TiltScheme.unidirectional,
+    }[section.scheme]
+    return make(section.extent, section.step, section.total_dose, axis_angle=section.axis_angle)
+
+
+def optics(section: OpticsSection) -> Optics:
+    """The optics a configuration asks for."""
+    return Optics(**section.model_dump())
+
+
+def detector(section: DetectorSection) -> Detector:
+    """The detector a configuration asks for."""
+    return Detector(section.shape, section.pixel_size)
+
+
+def ice(section: Slab | None) -> Ice | None:
+    """The ice a configuration asks for."""
+    return None if section is None else Ice(section.thickness, section.inner_potential)
+
+
+def sampling(config: RunConfig) -> Sampling:
+    """The grid a configuration asks for, with `sampling_for`'s choice where it asks for none."""
+    chosen = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
+    return sampling_for(detector(config.detector), optics(config.optics), **chosen, dtype=torch.float32)
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}. `cryosim config new` shows every key there is."
+    return f"{key}: {error['msg']}, got {error['input']!r}."
+
+
+def _lines(section: BaseModel, depth: int) -> list[str]:
+    pad, lines = "  " * depth, []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.description:
+            lines.append(f"{pad}# {field.description}")
+        if isinstance(value, BaseModel):
+            lines += [f"{pad}{name}:", *_lines(value, depth + 1)]
+        elif isinstance(value, list):
+            lines.append(f"{pad}{name}:")
+            for entry in value:
+                first, *rest = _lines(entry, depth + 2)
+                lines += [f"{pad}  - {first.lstrip()}", *rest]  # a comment may follow the dash
+        else:
+            shown = list(value) if isinstance(value, tuple) else value
+            lines.append(f"{pad}{name}: {yaml.safe_dump(shown, default_flow_style=True).splitlines()[0]}")
+    return lines

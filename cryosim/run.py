@@ -1,0 +1,150 @@
+"""One run from its description to its files: structures, specimen, tilt series, truth, poses, parameters."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from cryosim import config as configuration
+from cryosim.acquisition.simulate import simulate
+from cryosim.config import RunConfig
+from cryosim.core.volume import Volume
+from cryosim.io.examples import example_path
+from cryosim.io.files import atomic_write
+from cryosim.io.mrc import write_volume
+from cryosim.io.series import write_series
+from cryosim.io.star import write_poses
+from cryosim.io.structure import read_atoms
+from cryosim.specimen.specimen import Specimen, place_randomly, potential_volume
+
+Progress = Callable[[str, int, int], None]
+
+
+class RunFiles(NamedTuple):
+    """Where a run's results lie."""
+
+    series: Path
+    truth: Path
+    poses: Path
+    parameters: Path
+
+
+def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progress: Progress | None = None) -> RunFiles:
+    """Simulate the tilt series a configuration describes and write everything about it.
+
+    Parameters
+    ----------
+    config : RunConfig
+    folder : str or path
+        Made if missing. It receives <name>.mrc with .mdoc, .rawtlt and .tlt beside it, <name>_truth.mrc (the potential
+        above the ice [V]), <name>_poses.star and <name>_parameters.yaml. The same configuration gives the same bytes.
+    base : str or path
+        Folder that relative paths of structures start from.
+    progress : callable, optional
+        Called with (what, done, in all).
+
+    Returns
+    -------
+    RunFiles
+
+    Raises
+    ------
+    cryosim.io.FormatError
+        For a structure file that cannot be used.
+    ValueError
+        When the molecules do not fit.
+    """
+    report = progress or (lambda what, done, total: None)
+    folder = Path(folder)
+    generator = torch.Generator().manual_seed(config.seed)
+    specimen = build_specimen(config, base, generator)
+    detector = configuration.detector(config.detector)
+    series = simulate(
+        specimen,
+        configuration.tilt_scheme(config.tilts),
+        configuration.optics(config.optics),
+        detector,
+        generator=generator,
+        sampling=configuration.sampling(config),
+        progress=lambda done, total: report("simulating tilts", done, total),
+    )
+    report("writing files", 0, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = RunFiles(
+        folder / f"{config.name}.mrc",
+        folder / f"{config.name}_truth.mrc",
+        folder / f"{config.name}_poses.star",
+        folder / f"{config.name}_parameters.yaml",
+    )
+    truth = true_volume(config, specimen)
+    write_volume(files.truth, truth)
+    write_poses(
+        files.poses,
+        [
+            (molecule.structure, poses.rotations, poses.positions)
+            for molecule, poses in zip(config.specimen.molecules, specimen.poses, strict=True)
+        ],
+        pixel_size=float(truth.voxel_size),
+        volume_shape=_shape(truth),
+        tomogram_name=config.name,
+    )
+    with atomic_write(files.parameters) as path:
+        path.write_text(yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_series(files.series, series)
+    report("writing files", 1, 1)
+    return files
+
+
+def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generator) -> Specimen:
+    """Molecules of the configuration at random poses."""
+    section = config.specimen
+    molecules = [read_atoms(_structure(m.structure, base), assembly=m.assembly) for m in section.molecules]
+    return place_randomly(
+        molecules,
+        [m.copies for m in section.molecules],
+        section.size,
+        ice=configuration.ice(section.ice),
+        gap=section.gap,
+        generator=generator,
+    )
+
+
+def true_volume(config: RunConfig, specimen: Specimen) -> Volume:
+    """Potential [V] on the detector's pixels, as deep as the slab, or the box where that is deeper."""
+    voxel = config.detector.pixel_size
+    deep = max(config.specimen.size[2], config.specimen.ice.thickness if config.specimen.ice else 0.0)
+    ny, nx = config.detector.shape
+    return potential_volume(specimen, (round(deep / voxel), ny, nx), voxel, config.sampling.parametrization)
+
+
+def parameters(config: RunConfig) -> dict[str, Any]:
+    """Every parameter, the grid chosen for it, and the versions of what computed with them."""
+    grid = configuration.sampling(config)
+    packages = ("cryosim", "torch", "numpy", "scipy", "gemmi", "mrcfile")
+    return {
+        **config.model_dump(mode="json"),
+        "simulated_grid": {
+            "shape [px]": list(grid.shape),
+            "pixel_size [Å]": grid.pixel_size,
+            "slice_thickness [Å]": grid.thickness,
+        },
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _shape(volume: Volume) -> tuple[int, int, int]:
+    z, y, x = volume.values.shape
+    return z, y, x
+
+
+def _structure(name: str, base: str | Path) -> Path:
+    if name in ("apoferritin", "ubiquitin"):
+        return example_path(name)
+    return Path(base) / name

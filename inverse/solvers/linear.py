@@ -1,0 +1,162 @@
+"""Reconstruction that is linear in the images: weighted back-projection and damped least squares."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+
+from cryosim.core.fourier import band_limit
+from inverse.physics.closed_form import backproject_filtered, gram_matrices, gram_solver, largest_eigenvalue
+from inverse.physics.spectral import TiltGeometry, cosines, frequencies, resolved
+
+Filter = Literal["ramp", "exact"]
+
+
+class TiltOperator(Protocol):
+    """What the solvers ask of a `TiltProjection`."""
+
+    angles: torch.Tensor
+    scale: torch.Tensor
+    geometry: TiltGeometry
+
+    def fit_rows(self, images: torch.Tensor, /) -> torch.Tensor: ...
+    def prox_l2(self, z: None, y: torch.Tensor, gamma: float | torch.Tensor, /) -> torch.Tensor: ...
+
+
+def wbp(
+    physics: TiltOperator, images: torch.Tensor, *, filter: Filter = "ramp", low_pass: float | None = None
+) -> torch.Tensor:
+    """Weighted (filtered) back-projection.
+
+    Parameters
+    ----------
+    physics : TiltProjection
+    images : tensor (tilt, y, x) or (batch, channel, tilt, y, x)
+        Line integrals [unit of the volume · voxel], over `physics.scale`.
+    filter : {"ramp", "exact"}
+        "ramp": |q| times the angle each tilt stands for (Ramachandran & Lakshminarayanan 1971,
+        doi:10.1073/pnas.68.9.2236). "exact": the inverse of how often the tilts together sample each frequency, from
+        the Gram matrices of the projection (Harauz & van Heel 1986, Optik 73, 146): right for uneven angles too.
+    low_pass : float, optional
+        Finest period to keep [voxel], with a cosine edge.
+
+    Returns
+    -------
+    tensor (z, y, x) or (batch, channel, z, y, x)
+    """
+    batch, flat = _as_batch(images)
+    if low_pass is not None:
+        batch = low_passed(batch, low_pass)
+
+    def act(rows: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        weights = wbp_weights(angles, physics.geometry, filter)[:, :, None]
+        return backproject_filtered(rows, angles, physics.geometry, lambda seen: seen * weights)
+
+    volume = _each_item(physics, batch, act)
+    return volume[0, 0] if flat else volume
+
+
+def least_squares(
+    physics: TiltOperator, images: torch.Tensor, weight: float | torch.Tensor | None = None, *, open_sides: bool = False
+) -> torch.Tensor:
+    """Damped (Tikhonov) least squares: the minimiser of |A x - images|^2 + weight |x|^2.
+
+    In closed form on the stretched grid; on the camera grid by few preconditioned iterations, or, with `open_sides`,
+    in closed form again.
+
+    Parameters
+    ----------
+    physics : TiltProjection
+    images : tensor (tilt, y, x) or (batch, channel, tilt, y, x)
+    weight : float or tensor (), optional
+        Variance of the noise over the variance of a voxel, in the operator's own units; a hundredth of |A|^2 when left
+        out.
+    open_sides : bool
+        Let the specimen reach on in x beyond the volume, as it does in a real tilt series: solved on the whole period,
+        the images taken as zero beyond their edges, then cut to the volume. Camera grid only.
+
+    Returns
+    -------
+    tensor (z, y, x) or (batch, channel, z, y, x)
+
+    Raises
+    ------
+    ValueError
+        When the weight is not positive.
+    """
+    batch, flat = _as_batch(images)
+    if weight is None:
+        weight = 0.01 * largest_eigenvalue(physics.angles[0].detach(), physics.geometry) / physics.scale**2
+    if not float(weight) > 0:
+        raise ValueError(f"least_squares: expected a positive weight, got {float(weight)}.")
+    if open_sides and physics.geometry.grid == "camera":
+        damping = torch.as_tensor(weight) * physics.scale**2
+
+        def act(rows: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+            solver = gram_solver(angles, damping, physics.geometry)
+            return backproject_filtered(rows, angles, physics.geometry, solver)
+
+        volume = _each_item(physics, batch, act)
+    else:
+        volume = physics.prox_l2(None, batch, 1 / weight)
+    return volume[0, 0] if flat else volume
+
+
+def wbp_weights(angles: torch.Tensor, geometry: TiltGeometry, filter: Filter = "ramp") -> torch.Tensor:
+    """Weights (k, tilt) [1/voxel^2] that make the filtered adjoint projection a weighted back-projection."""
+    if filter == "ramp":
+        return _ramp(angles, geometry)
+    if filter == "exact":
+        return _exact(angles, geometry)
+    raise ValueError(f'wbp: expected the filter "ramp" or "exact", got {filter!r}.')
+
+
+def low_passed(images: torch.Tensor, period: float) -> torch.Tensor:
+    """Images (..., y, x) without what is finer than `period` [px], by a cosine edge a quarter of the band wide."""
+    shape = (images.shape[-2], images.shape[-1])
+    keep = band_limit(shape, 2 / period, 0.25 / period, half=True, dtype=images.dtype, device=images.device)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * keep, s=shape)
+
+
+def _ramp(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """|q| (k, tilt) [1/voxel] times the angle of each tilt [rad]; at q = 0 the mean of |q| over that sample.
+
+    On the stretched grid a line integral counts for 1 / cos t samples of the camera, so that |q| becomes k = |q| cos t.
+    """
+    cos = cosines(angles) if geometry.grid == "camera" else torch.ones_like(cosines(angles))
+    q = frequencies(geometry, angles.device)[:, None] / cos
+    q = torch.where(q == 0, 1 / (4 * geometry.period * cos), q)
+    order = torch.argsort(angles)
+    radians = torch.deg2rad(angles.double())[order]
+    share = torch.empty_like(radians)
+    if len(angles) == 1:
+        share[order] = torch.pi
+    else:
+        between = radians.diff()
+        share[order] = (torch.cat([between[:1], between]) + torch.cat([between, between[-1:]])) / 2
+    return q * share * resolved(angles, geometry)
+
+
+def _exact(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """1 / sum over the tilts of G (k, tilt): what all tilts together would give back of a sample they agree on."""
+    gram = gram_matrices(angles, geometry).real  # (k, tilt, tilt)
+    own = torch.diagonal(gram, dim1=1, dim2=2)
+    total = torch.maximum(gram.sum(2), own)
+    return torch.where(own > 0, 1 / total.clamp_min(1e-30), torch.zeros_like(own))
+
+
+def _each_item(physics: TiltOperator, batch: torch.Tensor, act) -> torch.Tensor:
+    """act(rows (tilt, row, u), angles (tilt,)) -> (z, row, x) for every item; channels are more rows of one problem."""
+    angles = physics.angles.detach().expand(len(batch), -1)
+    volumes = [
+        act(item.movedim(0, 1).flatten(1, 2), tilts).unflatten(1, (item.shape[0], -1)).movedim(1, 0)
+        for item, tilts in zip(physics.fit_rows(batch), angles, strict=True)
+    ]
+    return torch.stack(volumes) * physics.scale.to(batch)
+
+
+def _as_batch(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    if images.ndim not in (3, 5):
+        raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")
+    return (images[None, None], True) if images.ndim == 3 else (images, False)
