@@ -61,6 +61,7 @@ _STYLE: Any = {k: v for k, v in rcParamsDefault.items() if k != "backend"} | {
     "image.origin": "lower",
 }
 _BAR_LENGTHS = [base * 10**power for power in range(-1, 5) for base in (1, 2, 5)]  # [nm]
+_PANEL = 384  # [px] of the widest plane in `ortho_slices`
 _RINGS = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0)  # [Å]
 
 
@@ -172,15 +173,16 @@ def ortho_slices(volumes: Mapping[str, Volume], *, slab: int = 1) -> Figure:
     depth, height, width = (max(size) for size in zip(*sizes, strict=True))  # [Å]
     scale = 9.6 / (2 * width + height)  # [inch/Å]
     row = max(height, depth) * scale + 0.45
-    figure = Figure((10.0, row * len(volumes) + 0.1), layout="constrained")
+    figure = Figure((10.0, row * len(volumes) + 0.1), dpi=120, layout="constrained")
     grid = figure.subplots(len(volumes), 3, squeeze=False, width_ratios=(width, width, height))
     for axes, (name, volume) in zip(grid, volumes.items(), strict=True):
-        planes = central_planes(volume.values, slab)
+        factor = _bin_factor(volume.values.shape, _PANEL)
+        planes = [_averaged(torch.from_numpy(plane), factor) for plane in central_planes(volume.values, slab)]
         window = robust_window(np.concatenate([plane.ravel() for plane in planes]))
         fields = ((width, height), (width, depth), (height, depth))
         axes[0].set_title(name, loc="left", fontweight="bold")
         for axis, plane, letters, field in zip(axes, planes, ("xy", "xz", "yz"), fields, strict=True):
-            _picture(axis, plane, window, float(volume.voxel_size), down=letters[1] == "z", field=field)
+            _picture(axis, plane, window, factor * float(volume.voxel_size), down=letters[1] == "z", field=field)
             axis.set_anchor("N")
             axis.set_xlabel(letters[0], labelpad=2)
             axis.set_ylabel(letters[1], rotation=0, labelpad=7, va="center")
@@ -364,10 +366,12 @@ def fsc_curves(
 
 
 def to_png(figure: Figure) -> bytes:
-    """PNG file of a figure: the same figure, the same bytes; no date and no program name."""
-    buffer = io.BytesIO()
+    """PNG file of a figure in 256 colours: the same figure, the same bytes; no date and no program name."""
+    buffer, canvas = io.BytesIO(), FigureCanvasAgg(figure)
     with rc_context(_STYLE):
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -397,9 +401,7 @@ def robust_window(values: np.ndarray, outside: float = 0.5) -> tuple[float, floa
 
 def binned(image: torch.Tensor, width: int) -> np.ndarray:
     """Image (y, x) averaged over squares of whole pixels until neither side is longer than `width` [px]."""
-    factor = min(math.ceil(max(image.shape) / width), *image.shape)
-    image = image.detach().cpu().float()
-    return torch.nn.functional.avg_pool2d(image[None, None], factor)[0, 0].numpy()
+    return _averaged(image.detach().cpu(), _bin_factor(image.shape, width))
 
 
 def visible(image: torch.Tensor, width: int = 256) -> np.ndarray:
@@ -434,6 +436,15 @@ def signed_degrees(angle: float) -> str:
     """Angle [deg] as a label, with a true minus sign."""
     text = f"{abs(angle):.1f}".removesuffix(".0")
     return f"{'−' if angle < 0 and float(text) else '+' if float(text) else ''}{text}°"
+
+
+def _bin_factor(shape: Sequence[int], width: int) -> int:
+    return min(math.ceil(max(shape) / width), *shape)
+
+
+def _averaged(image: torch.Tensor, factor: int) -> np.ndarray:
+    """Image (y, x) averaged over squares of `factor` pixels; an incomplete square at the end is left out."""
+    return torch.nn.functional.avg_pool2d(image.float()[None, None], factor)[0, 0].numpy()
 
 
 def _picture(
@@ -549,15 +560,15 @@ def _radial_ctf(optics: Optics, pixel_size: float, n: int = 4096) -> tuple[np.nd
 
 def _central_plane_power(values: torch.Tensor) -> np.ndarray:
     """Mean power (kz, kx), centred, of the planes with |ky| of at most two samples; zeros are lifted off the floor."""
-    tapered = values.detach().cpu().double()
-    tapered = tapered - tapered.mean()
-    for axis, n in enumerate(tapered.shape):
-        tapered = tapered * _taper(n).reshape([-1 if i == axis else 1 for i in range(3)])
-    n = tapered.shape[1]
+    values = values.detach().cpu()
+    along_z, along_y, along_x = (_taper(n) for n in values.shape)
+    n = len(along_y)
     m = torch.arange(min(3, (n + 1) // 2), dtype=torch.float64)
     turns = m[:, None] * torch.arange(n, dtype=torch.float64) / n
-    waves = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)  # (ky, y)
-    planes = torch.einsum("ky,zyx->kzx", waves, tapered.to(waves.dtype))
+    waves = torch.polar(along_y.expand_as(turns), -2 * torch.pi * turns)  # (ky, y)
+    mean = values.mean(dtype=torch.float64)
+    planes = torch.stack([waves @ (plane.double() - mean).to(waves.dtype) for plane in values], 1)  # (ky, z, x)
+    planes = planes * along_z[:, None] * along_x
     power = torch.fft.fft2(planes).abs() ** 2  # (ky, kz, kx)
     mirrored = power.flip(1, 2).roll((1, 1), (1, 2))  # the planes of -ky
     return _lifted(torch.fft.fftshift((power + mirrored).mean(0)).numpy())

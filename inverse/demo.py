@@ -55,7 +55,8 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
     thickness = depth * voxel
     region = measured_region((depth, rows, width), series.tilts.angles)
     volumes: dict[str, Volume] = {}
-    curves: dict[str, ShellCorrelation] = {}
+    measured: dict[str, ShellCorrelation] = {}
+    whole: dict[str, ShellCorrelation] = {}
     paths = []
     for name, method in METHODS.items():
         made = reconstruct(
@@ -68,8 +69,8 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
         paths.append(Path(folder) / f"{config.name}_{method}.mrc")
         write_volume(paths[-1], made.volume)
         pair = (made.volume.values, truth.values, voxel)
-        curves[f"{name}, measured region"] = fsc(*pair, region=region, thickness=thickness)
-        curves[f"{name}, whole"] = fsc(*pair, thickness=thickness)
+        measured[name] = fsc(*pair, region=region, thickness=thickness)
+        whole[name] = fsc(*pair, thickness=thickness)
     report("report", 0, 1)
     page = Path(folder) / "report.html"
     write_report(
@@ -78,8 +79,9 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
         series=series,
         truth=truth,
         reconstructions=volumes,
-        curves=curves,
-        summary=_summary(config, curves),
+        curves=measured,
+        whole=whole,
+        summary={"Pixel": f"{config.detector.pixel_size:g} Å", "Molecules": _molecules(config)},
         parameters=yaml.safe_load(files.parameters.read_text(encoding="utf-8")),
         files=[(path.name, what) for path, what in _described(files, paths)],
     )
@@ -87,19 +89,8 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
     return DemoFiles(*files, tuple(paths), page)
 
 
-def _summary(config: RunConfig, curves: dict[str, ShellCorrelation]) -> dict[str, str]:
-    tilts, optics = config.tilts, config.optics
-    resolutions = {
-        f"Resolution of {name.removesuffix(', measured region')} (FSC 0.143)": f"{curve.resolution():.1f} Å"
-        for name, curve in curves.items()
-        if name.endswith("measured region")
-    }
-    return resolutions | {
-        "Tilts": f"±{tilts.extent:g}° in steps of {tilts.step:g}°, {tilts.scheme}",
-        "Dose": f"{tilts.total_dose:g} e⁻/Å²",
-        "Voltage and defocus": f"{optics.voltage:g} kV, {optics.defocus / 1e4:g} µm underfocus",
-        "Pixel": f"{config.detector.pixel_size:g} Å",
-    }
+def _molecules(config: RunConfig) -> str:
+    return ", ".join(f"{m.copies} × {m.structure}" for m in config.specimen.molecules)
 
 
 def _described(files, tomograms: list[Path]) -> list[tuple[Path, str]]:

@@ -20,7 +20,6 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.volume import Volume
@@ -42,7 +41,7 @@ from cryosim.plot import (
 )
 from inverse.metrics.fsc import ShellCorrelation
 
-FILM_BUDGET = 1_400_000  # [byte] of the JPEG files of one slider
+FILM_BUDGET = 1_000_000  # [byte] of the JPEG files of one slider
 MOST_SLICES = 40  # heights that the slider through z stops at
 SLAB = 20.0  # [Å] that the sections of the tomograms are averaged over
 
@@ -169,7 +168,7 @@ def _page(context: Mapping[str, Any]) -> str:
     page, style, script = ((templates / f"report.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(page).render(
-        context, style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script)
+        context, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
     )
 
 

@@ -18,7 +18,7 @@ class ShellCorrelation(Record):
     correlation : tensor (shell,)
         [1]; NaN in a shell without samples.
     samples : tensor (shell,)
-        Fourier samples in each shell, of the half space.
+        Fourier samples in each shell, of the whole space; independent noise has a variance of one over them.
     reliable : tensor (shell,)
         False where the shell lies below 1 / thickness: there a slab has almost nothing but its own outline.
     """

@@ -140,12 +140,13 @@ class TiltProjection(LinearPhysics):
         verbose: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        """Least-squares solution of least norm: `prox_l2` about 0 with a damping near the rounding error of the data.
+        """Least-squares solution of least norm: `prox_l2` about 0 with next to no damping.
 
-        Arguments as in `prox_l2`.
+        The damping, in units of |A|^2, is near the rounding error of the closed form (1e-6 in float32, 1e-12 in
+        float64) and 1e-6 on the camera grid, where iterations would resolve no less. Arguments as in `prox_l2`.
         """
         z = y.new_zeros((*y.shape[:2], *self.volume_shape))
-        least = 1e-6 if y.dtype == torch.float32 else 1e-12
+        least = 1e-12 if self.geometry.grid == "stretched" and y.dtype == torch.float64 else 1e-6
         damping = least * largest_eigenvalue(self.angles[0].detach(), self.geometry)
         return self._solve(z, y, damping.to(y).reshape(1), tol, max_iter)
 

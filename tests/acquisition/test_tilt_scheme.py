@@ -1,5 +1,7 @@
 """Schemes of tilts: their order is the order of exposure, their doses add up."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_every_angle_is_taken_once_and_each_side_climbs(group, extent, step):
 def test_the_stage_crosses_only_after_a_group(group):
     signs = TiltScheme.dose_symmetric(60, 3, group=group).angles[1:].sign().tolist()
     runs = [1]
-    for one, two in zip(signs, signs[1:], strict=False):
+    for one, two in itertools.pairwise(signs):
         runs = [*runs[:-1], runs[-1] + 1] if one == two else [*runs, 1]
     assert runs[0] == group - 1
     assert set(runs[1:-2]) == {group}

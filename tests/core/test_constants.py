@@ -26,7 +26,9 @@ def test_potential_per_form_factor():
 @pytest.mark.parametrize("voltage", [80.0, 120.0, 300.0, 1000.0])
 def test_sigma_is_relativistic_factor_times_wavelength_over_k(voltage):
     gamma = 1 + 1e3 * voltage / REST_ENERGY
-    assert interaction_constant(voltage) == pytest.approx(gamma * wavelength(voltage) / POTENTIAL_PER_FORM_FACTOR, rel=1e-9)
+    assert interaction_constant(voltage) == pytest.approx(
+        gamma * wavelength(voltage) / POTENTIAL_PER_FORM_FACTOR, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

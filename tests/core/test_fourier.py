@@ -26,7 +26,9 @@ def test_origin_is_sample_n_over_2(n, half, dtype):
     point[n // 2] = 1
     assert positions(n, 1.3, dtype=dtype)[n // 2] == 0
     transform = (torch.fft.rfft if half else torch.fft.fft)(point) * centre_phases(n, half=half, dtype=dtype)
-    torch.testing.assert_close(transform, torch.ones_like(transform), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-14)
+    torch.testing.assert_close(
+        transform, torch.ones_like(transform), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-14
+    )
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -59,7 +59,9 @@ def test_to_reaches_nested_records_and_spares_integers(dtype):
 
 
 @pytest.mark.parametrize(
-    "which", [1, slice(0, 2), torch.tensor([2, 0]), torch.tensor([True, False, True])], ids=["int", "slice", "index", "mask"]
+    "which",
+    [1, slice(0, 2), torch.tensor([2, 0]), torch.tensor([True, False, True])],
+    ids=["int", "slice", "index", "mask"],
 )
 def test_index_takes_the_same_items_of_every_field(which):
     record = outer()

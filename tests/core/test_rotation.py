@@ -49,7 +49,9 @@ def test_batches_of_angles(dtype):
     for i in range(2):
         for j in range(3):
             one = tilt_rotation(float(angles[i, j]), 7.0)
-            torch.testing.assert_close(batch[i, j].double(), one, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
+            torch.testing.assert_close(
+                batch[i, j].double(), one, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14
+            )
 
 
 def test_gradient_in_the_angles(generator):

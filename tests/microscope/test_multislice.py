@@ -109,7 +109,9 @@ def test_underfocus_makes_matter_dark(defocus):
 def test_the_lens_undoes_flight():
     """Underfocus d images the plane d before the reference plane: defocus -z sharpens an object at height z."""
     optics = Optics()
-    strong = Slices(torch.stack([30 * blob((48, 49), 1.0, 3.0), *torch.zeros(8, 48, 49, dtype=torch.float64)]), 1.0, 100.0)
+    strong = Slices(
+        torch.stack([30 * blob((48, 49), 1.0, 3.0), *torch.zeros(8, 48, 49, dtype=torch.float64)]), 1.0, 100.0
+    )
     wave = multislice(strong, optics)  # slice 0 of 9 stands at z = -400 Å
     sharp = image(wave, optics.replace(defocus=400.0), 1.0)
     assert (sharp - 1).abs().max() < 1e-6
@@ -160,7 +162,10 @@ def test_weak_limit_is_the_contrast_transfer_function(optics, n_slices, generato
     for strength in (1.0, 0.5, 0.25):
         seen = image(multislice(Slices(strength * values, pixel_size, thickness), optics), optics, pixel_size)
         wanted = 1 + sum(
-            linear_image(strength * v, optics.replace(defocus=optics.defocus + (i - n_slices // 2) * thickness), pixel_size) - 1
+            linear_image(
+                strength * v, optics.replace(defocus=optics.defocus + (i - n_slices // 2) * thickness), pixel_size
+            )
+            - 1
             for i, v in enumerate(values)
         )
         errors.append(relative(seen, wanted))
@@ -289,9 +294,7 @@ def test_optics_of_each_tilt_equal_loops(scattering, batch, generator):
 def test_single_precision_is_enough(scattering, generator):
     slices = Slices(smooth((48, 45), 12, 0.8, generator, 40.0), 0.8, 4.0)
     optics = Optics(defocus=15000.0, spherical_aberration=2.7, amplitude_contrast=0.07)
-    double, single = (
-        image(scattering(s, optics), optics, 0.8) for s in (slices, slices.to(dtype=torch.float32))
-    )
+    double, single = (image(scattering(s, optics), optics, 0.8) for s in (slices, slices.to(dtype=torch.float32)))
     assert single.dtype == torch.float32
     assert relative(single.double(), double) < 1e-5
 

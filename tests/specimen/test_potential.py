@@ -1,6 +1,6 @@
 """The potential of atoms against the structure-factor sum written out, term by term.
 
-    V^(k) = K sum_a w_a f_a(k) exp(-B_a k^2 / 4) exp(-2 pi i k.r_a)        inside two thirds of the Nyquist frequency
+V^(k) = K sum_a w_a f_a(k) exp(-B_a k^2 / 4) exp(-2 pi i k.r_a)        inside two thirds of the Nyquist frequency
 """
 
 import math
@@ -19,7 +19,9 @@ TABLES = ["lobato", "kirkland", "peng"]
 SHAPES = [(48, 47), (63, 48), (40, 31)]  # odd and even
 
 
-def random_atoms(shape, pixel_size, depth, generator, numbers=tuple(ELEMENTS) * 3, b_factors="varied", dtype=torch.float64):
+def random_atoms(
+    shape, pixel_size, depth, generator, numbers=tuple(ELEMENTS) * 3, b_factors="varied", dtype=torch.float64
+):
     """Atoms off the grid, anywhere in the box, with occupancies from 0.5 to 1."""
     n = len(numbers)
     half = 0.5 * torch.tensor([shape[1] * pixel_size, shape[0] * pixel_size, depth], dtype=torch.float64)

@@ -62,7 +62,9 @@ def test_far_out_the_nucleus_scatters_alone(number, table, tolerance):
     """Mott-Bethe: f -> Z / (2 pi^2 a0 g^2), Rutherford scattering."""
     g2 = torch.tensor([1e4], dtype=torch.float64)
     rutherford = number / (2 * math.pi**2 * BOHR * g2)
-    torch.testing.assert_close(scattering_factor(torch.tensor([number]), g2, table)[0], rutherford, rtol=tolerance, atol=0)
+    torch.testing.assert_close(
+        scattering_factor(torch.tensor([number]), g2, table)[0], rutherford, rtol=tolerance, atol=0
+    )
 
 
 @pytest.mark.parametrize("table", TABLES)

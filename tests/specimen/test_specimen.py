@@ -36,7 +36,9 @@ def alone(atoms, position=(0.0, 0.0, 0.0), ice=None, rotation=None):
 
 
 def one_atom(number=16, b=40.0):
-    return Atoms(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([number]), torch.full((1,), b, dtype=torch.float64))
+    return Atoms(
+        torch.zeros(1, 3, dtype=torch.float64), torch.tensor([number]), torch.full((1,), b, dtype=torch.float64)
+    )
 
 
 def forward(atoms):
@@ -95,7 +97,10 @@ def test_random_places_do_not_overlap_and_stay_inside(dtype, generator):
     specimen = place_randomly(kinds, [12, 6], size, gap=gap, generator=generator)
     assert [len(p.positions) for p in specimen.poses] == [12, 6]
     radii = torch.cat(
-        [m.positions.double().norm(dim=1).max().expand(len(p.positions)) for m, p in zip(specimen.molecules, specimen.poses, strict=True)]
+        [
+            m.positions.double().norm(dim=1).max().expand(len(p.positions))
+            for m, p in zip(specimen.molecules, specimen.poses, strict=True)
+        ]
     )
     centres = torch.cat([p.positions for p in specimen.poses])
     distances = torch.cdist(centres, centres) + 1e9 * torch.eye(len(centres), dtype=torch.float64)
@@ -107,7 +112,9 @@ def test_random_places_do_not_overlap_and_stay_inside(dtype, generator):
 def test_random_places_follow_the_seed(generator):
     kind = molecule(generator)
     one, same, other = (
-        assemble(place_randomly([kind], [3], (150.0, 150.0, 80.0), generator=torch.Generator().manual_seed(s))).positions
+        assemble(
+            place_randomly([kind], [3], (150.0, 150.0, 80.0), generator=torch.Generator().manual_seed(s))
+        ).positions
         for s in (5, 5, 6)
     )
     assert torch.equal(one, same)
@@ -146,8 +153,14 @@ def test_an_atom_lands_where_the_tilt_says(shape, angle, axis_angle):
     x, y, z = 11.0, -6.0, 13.0
     shift = (2.3, -3.1)
     source = tilted_slices(
-        alone(one_atom(), (x, y, z)), angle, shape, 0.8, 2.0, axis_angle=axis_angle,
-        shift=torch.tensor(shift, dtype=torch.float64), dtype=torch.float64,
+        alone(one_atom(), (x, y, z)),
+        angle,
+        shape,
+        0.8,
+        2.0,
+        axis_angle=axis_angle,
+        shift=torch.tensor(shift, dtype=torch.float64),
+        dtype=torch.float64,
     )
     t, a = math.radians(angle), math.radians(axis_angle)
     u, v = x * math.cos(t) + z * math.sin(t), y
@@ -201,7 +214,9 @@ def test_gradients_pass_the_tilt(generator):
 
     def score(angle, axis, shift, thickness, place):
         specimen = Specimen((atoms,), (Poses(rotation[None], place),), (30.0, 30.0, 30.0), Ice(thickness))
-        source = tilted_slices(specimen, angle, (48, 47), 0.9, 3.0, axis_angle=axis, shift=shift, width=14, dtype=torch.float64)
+        source = tilted_slices(
+            specimen, angle, (48, 47), 0.9, 3.0, axis_angle=axis, shift=shift, width=14, dtype=torch.float64
+        )
         return (projected(source) * weights).sum() + 1e-3 * (source[0] * weights).sum()
 
     given = [torch.tensor(v, dtype=torch.float64) for v in (25.0, -80.0, [1.2, 0.7], 300.0, [[2.0, 1.0, -3.0]])]
@@ -254,7 +269,9 @@ def test_volume_equals_direct_fourier_synthesis(shape, dtype, generator):
     for (x, y, z), number, b in zip(atoms.positions.tolist(), atoms.numbers, atoms.b_factors.tolist(), strict=True):
         factor = POTENTIAL_PER_FORM_FACTOR * scattering_factor(number[None], k2)[0] * torch.exp(-b * k2 / 4)
         wanted += factor * torch.exp(-2j * math.pi * (kx * x + ky * y + kz * z))
-    unpaired = [2 * k.abs() * voxel < 1 - 1e-9 for k in (kz, ky, kx)]  # the Nyquist frequency of an even axis is left out
+    unpaired = [
+        2 * k.abs() * voxel < 1 - 1e-9 for k in (kz, ky, kx)
+    ]  # the Nyquist frequency of an even axis is left out
     keep = unpaired[0] & unpaired[1] & unpaired[2]
     assert ((got_minus := (spectrum - wanted)[keep]).norm() / wanted[keep].norm()) < 1e-2
     shells = (k2[keep].sqrt() * voxel * 8).long()  # eighths of 1 / voxel

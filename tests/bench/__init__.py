@@ -1,0 +1,1 @@
+"""Benchmarks as data: see `tests.bench.table`. Run them all with `python -m tests.bench`."""

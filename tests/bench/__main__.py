@@ -1,0 +1,5 @@
+"""Entry point of `python -m tests.bench`."""
+
+from tests.bench.table import main
+
+main()

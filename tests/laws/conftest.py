@@ -1,0 +1,63 @@
+"""The registry: every operator once, in its variants. Each law is one file and runs over all of them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from inverse.physics.tilt import TiltProjection
+
+
+class Case(NamedTuple):
+    """An operator, ready to be tried."""
+
+    make: Callable[..., torch.nn.Module]
+    volume: tuple[int, ...]
+    images: tuple[int, ...]
+    parameters: tuple[str, ...]
+
+
+def _tilt(volume, n_tilts=9, image=None, **options) -> Case:
+    angles = torch.linspace(-60, 57, n_tilts, dtype=torch.float64)
+
+    def make(**more) -> TiltProjection:
+        return TiltProjection(angles, volume, image, **(options | more))
+
+    return Case(make, volume, (n_tilts, *(image or volume[1:])), ("angles",))
+
+
+OPERATORS = {
+    "tilt camera, even": _tilt((8, 4, 16)),
+    "tilt camera, odd": _tilt((7, 3, 15)),
+    "tilt camera, small image": _tilt((6, 5, 17), image=(3, 10)),
+    "tilt camera, large image": _tilt((6, 3, 10), image=(6, 21)),
+    "tilt camera, unit norm": _tilt((8, 3, 13), normalize=True),
+    "tilt camera, as many tilts as layers": _tilt((9, 3, 12)),
+    "tilt camera, thicker than wide": _tilt((21, 2, 8)),
+    "tilt camera, one layer": _tilt((1, 3, 11)),
+    "tilt stretched, even": _tilt((8, 4, 16), grid="stretched"),
+    "tilt stretched, odd": _tilt((7, 3, 15), grid="stretched"),
+    "tilt stretched, unit norm": _tilt((9, 3, 12), grid="stretched", normalize=True),
+}
+
+
+@pytest.fixture(params=OPERATORS.values(), ids=OPERATORS.keys())
+def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def draw():
+    """draw(batch, *shape, dtype): seeded noise with a channel axis."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(batch: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.randn(batch, 1, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return make
