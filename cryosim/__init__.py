@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from cryosim.specimen.atoms import Atoms as Atoms
     from cryosim.specimen.potential import Slices as Slices
     from cryosim.specimen.potential import potential_slices as potential_slices
+    from cryosim.specimen.potential_volume import potential_volume as potential_volume
     from cryosim.specimen.specimen import Ice as Ice
     from cryosim.specimen.specimen import Poses as Poses
     from cryosim.specimen.specimen import Specimen as Specimen
     from cryosim.specimen.specimen import place_randomly as place_randomly
-    from cryosim.specimen.specimen import potential_volume as potential_volume
     from cryosim.specimen.specimen import tilted_slices as tilted_slices
 
 _HOMES = {
@@ -48,7 +48,8 @@ _HOMES = {
     "microscope.scattering": ["multislice", "projection"],
     "specimen.atoms": ["Atoms"],
     "specimen.potential": ["Slices", "potential_slices"],
-    "specimen.specimen": ["Ice", "Poses", "Specimen", "place_randomly", "potential_volume", "tilted_slices"],
+    "specimen.potential_volume": ["potential_volume"],
+    "specimen.specimen": ["Ice", "Poses", "Specimen", "place_randomly", "tilted_slices"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -21,7 +21,8 @@ from cryosim.io.mrc import write_volume
 from cryosim.io.series import write_series
 from cryosim.io.star import write_poses
 from cryosim.io.structure import read_atoms
-from cryosim.specimen.specimen import Specimen, place_randomly, potential_volume
+from cryosim.specimen.potential_volume import potential_volume
+from cryosim.specimen.specimen import Specimen, place_randomly
 
 Progress = Callable[[str, int, int], None]
 

@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.constants import interaction_constant
-from cryosim.core.fourier import fast_length, frequencies, half_frequencies, resampling_matrix
+from cryosim.core.fourier import fast_length, frequencies, half_frequencies, resampling_matrix, squared_frequencies
 from cryosim.core.record import Record, item
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import ctf as contrast_transfer
 from inverse.physics.closed_form import backproject_filtered, gram_solver
-from inverse.physics.spectral import tilt_geometry
+from inverse.physics.spectral import TiltGeometry, tilt_geometry
 from inverse.solvers.linear import Filter, low_passed, wbp_weights
 
 Method = Literal["wbp", "least-squares"]
@@ -34,12 +34,12 @@ class Reconstruction(Record):
     ----------
     volume : Volume
         Potential above its surroundings [V], as far as the images carry it.
-    weight : tensor ()
-        Damping that least squares used [voxel^2]; NaN for back-projection.
+    damping : tensor ()
+        That least squares used [voxel^2]; NaN for back-projection.
     """
 
     volume: Volume
-    weight: torch.Tensor = item(0)
+    damping: torch.Tensor = item(0)
 
 
 def reconstruct(
@@ -74,7 +74,8 @@ def reconstruct(
     low_pass : float, optional
         Finest period to keep [Å].
     weight : float, optional
-        Of the damping [voxel^2]; estimated from the images' noise and signal when left out.
+        Of the damping, as in `inverse.least_squares` [voxel^2]; when left out, estimated from the images' noise and
+        signal.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -103,7 +104,7 @@ def reconstruct(
         weights = wbp_weights(angles, geometry, filter)[:, :, None]
         action = lambda seen: seen * weights  # noqa: E731
     else:
-        damping = _damping(images, noise, angles, depth) if weight is None else torch.tensor(float(weight))
+        damping = estimated_damping(images, noise, angles, geometry) if weight is None else torch.tensor(float(weight))
         action = gram_solver(angles, damping, geometry)
     values = images.new_empty(depth, rows, width)
     for start in range(0, rows, _ROWS):
@@ -177,7 +178,7 @@ def to_tilt_frame(images: torch.Tensor, shifts: torch.Tensor, axis_angle: float)
     if abs(float(rest)) < 1e-9:
         return images
     ny, nx = images.shape[1:]
-    margin = [n // 4 + 1 for n in (ny, nx)]
+    margin = [n // 2 + 1 for n in (ny, nx)]  # the shears push corners out before they bring them back
     wide = [fast_length(n + 2 * m) for n, m in zip((ny, nx), margin, strict=True)]
     before = [w // 2 - n // 2 for w, n in zip(wide, (ny, nx), strict=True)]
     after = [w - n - b for w, n, b in zip(wide, (ny, nx), before, strict=True)]
@@ -219,9 +220,20 @@ def _faded(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
     return images
 
 
-def _damping(images: torch.Tensor, noise: torch.Tensor, angles: torch.Tensor, depth: int) -> torch.Tensor:
-    """Variance of the noise over that of a voxel, were voxels independent: a ray sums depth / cos t of them."""
-    noise = noise.mean()
-    column = depth * (1 / torch.cos(torch.deg2rad(angles))).mean()
-    signal = (images.var() - noise).clamp_min(1e-3 * noise) / column
-    return (noise / signal).double()
+def estimated_damping(
+    images: torch.Tensor, noise: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry
+) -> torch.Tensor:
+    """Damping () [voxel^2]: the noise over the signal at the frequency where the specimen stands out most.
+
+    A volume of power s in each layer shows depth / cos t times s in tilt t. So s is what the power of the images,
+    averaged on rings, exceeds that of the noise by, over that factor. Structures of the strongest ring come back as a
+    Wiener filter would have them, weaker ones less damped than that. At least a tenth of the noise counts as signal.
+    """
+    ny, nx = images.shape[1:]
+    power = (torch.fft.rfft2(images).abs().square().double() / (ny * nx)).mean(0)  # (y, x // 2 + 1)
+    ring = (squared_frequencies((ny, nx), half=True, dtype=torch.float64).sqrt() * min(ny, nx)).round().long()
+    sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring.flatten(), power.flatten())
+    rings = (sums / torch.bincount(ring.flatten()))[2 : min(ny, nx) // 2]  # without the mean and the edges' own ring
+    background = noise.double().mean()
+    seen = (geometry.depth / torch.cos(torch.deg2rad(angles.double()))).mean()
+    return background * seen / (rings - background).max().clamp_min(0.1 * background)

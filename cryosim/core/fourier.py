@@ -6,8 +6,6 @@ frequency zero (`frequencies`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from scipy.fft import next_fast_len
 
@@ -20,6 +18,11 @@ def fast_length(least: int, *, odd: bool = False) -> int:
     while (fast := int(next_fast_len(n, real=True) or n)) != n:
         n = n + 2 if odd else fast
     return n
+
+
+def number(value: Size) -> float:
+    """The value of a size, without its gradient: for choices (how many samples, is it inside) that have none."""
+    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 def positions(n: int, spacing: Size = 1.0, *, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
@@ -84,12 +87,13 @@ def band_limit(
     taper : float
         Width of the cosine edge in units of the sampling frequency, inside the radius; 0 cuts sharply.
     """
-    k = squared_frequencies(shape, half=half, dtype=dtype, device=device).sqrt()
+    k = squared_frequencies(shape, half=half, dtype=torch.float64, device=device).sqrt()
     edge = fraction / 2
+    inside = k < edge * (1 - 1e-12)  # the product of two waves on the edge itself aliases to the edge opposite
     if taper == 0:
-        return (k <= edge * (1 + 1e-12)).to(dtype)
+        return inside.to(dtype)
     ramp = 0.5 * (1 + torch.cos(torch.pi * ((k - (edge - taper)) / taper).clamp(0, 1)))
-    return ramp * (k <= edge)
+    return (ramp * inside).to(dtype)
 
 
 def resampling_matrix(
@@ -97,7 +101,6 @@ def resampling_matrix(
     out: int,
     ratio: Size,
     *,
-    gain: Callable[[torch.Tensor], torch.Tensor] | None = None,
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> torch.Tensor:
@@ -111,15 +114,12 @@ def resampling_matrix(
         Numbers of samples.
     ratio : float or tensor ()
         New spacing over old spacing.
-    gain : callable, optional
-        Factor applied at each frequency (m,) [cycles / old sample].
     """
-    cutoff = 0.5 / max(float(ratio), 1.0)  # [cycles / old sample]
+    cutoff = 0.5 / max(number(ratio), 1.0)  # [cycles / old sample]
     m = torch.arange(1, int(cutoff * n - 1e-9) + 1, dtype=torch.float64, device=device)
     m = m[2 * m < n]  # the unpaired frequency of an even n has no phase of its own
     new = positions(out, ratio, dtype=torch.float64, device=device)
     old = positions(n, dtype=torch.float64, device=device)
     there, here = (2 * torch.pi * at[:, None] * m / n for at in (new, old))  # (out, m), (n, m)
-    weights = 2 * gain(m / n) if gain else 2.0
-    matrix = 1 + (weights * torch.cos(there)) @ torch.cos(here).T + (weights * torch.sin(there)) @ torch.sin(here).T
+    matrix = 1 + 2 * (torch.cos(there) @ torch.cos(here).T + torch.sin(there) @ torch.sin(here).T)
     return (matrix / n).to(dtype)

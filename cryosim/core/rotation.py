@@ -56,11 +56,9 @@ def euler_zyz(rotation: torch.Tensor) -> torch.Tensor:
     """
     tilt = torch.atan2(torch.hypot(rotation[..., 0, 2], rotation[..., 1, 2]), rotation[..., 2, 2])
     rot = torch.atan2(rotation[..., 1, 2], rotation[..., 0, 2])
-    psi = torch.atan2(rotation[..., 2, 1], -rotation[..., 2, 0])
-    upright = torch.sin(tilt).abs() < 1e-9
-    in_plane = torch.atan2(rotation[..., 1, 0], rotation[..., 0, 0] * torch.cos(tilt).sign())
-    rot = torch.where(upright, torch.zeros_like(rot), rot)
-    psi = torch.where(upright, in_plane, psi)
+    c, s = torch.cos(rot), torch.sin(rot)  # psi of R_z(-rot) R, which is R_y(tilt) R_z(psi): right at any tilt
+    r = rotation
+    psi = torch.atan2(c * r[..., 1, 0] - s * r[..., 0, 0], c * r[..., 1, 1] - s * r[..., 0, 1])
     return torch.rad2deg(torch.stack([rot, tilt, psi], -1))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cryosim.core.fourier import resampling_matrix
+from cryosim.core.fourier import number, resampling_matrix
 from cryosim.core.record import Record, item, static
 
 
@@ -43,10 +43,10 @@ def detect(intensity: torch.Tensor, pixel_size: float | torch.Tensor, detector: 
     """
     out, given = detector.shape, intensity.shape[-2:]
     ratio = detector.pixel_size / pixel_size  # may carry gradients
-    if any(o * float(ratio) > n * (1 + 1e-9) for o, n in zip(out, given, strict=True)):
+    if any(o * number(ratio) > n * (1 + 1e-9) for o, n in zip(out, given, strict=True)):
         raise ValueError(
-            f"Detector: {tuple(out)} px of {float(detector.pixel_size):g} Å reach beyond the simulated field of "
-            f"{tuple(given)} px of {float(pixel_size):g} Å. Simulate a larger field or use a smaller detector."
+            f"Detector: {tuple(out)} px of {number(detector.pixel_size):g} Å reach beyond the simulated field of "
+            f"{tuple(given)} px of {number(pixel_size):g} Å. Simulate a larger field or use a smaller detector."
         )
     if not isinstance(ratio, torch.Tensor) and ratio == 1.0:
         y, x = (n // 2 - o // 2 for n, o in zip(given, out, strict=True))

@@ -148,6 +148,5 @@ def ctf(
 
 def per_image(value: Number, dtype: torch.dtype, device: torch.device | None) -> torch.Tensor:
     """Parameter () or (...) as a tensor () or (..., 1, 1) that broadcasts against images (..., y, x)."""
-    value = torch.as_tensor(value, device=device)
-    value = value.to(dtype)
+    value = torch.as_tensor(value, dtype=dtype, device=device)
     return value[..., None, None] if value.ndim else value

@@ -22,11 +22,12 @@ enters exactly to first order, and smoothly.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import band_limit, squared_frequencies
+from cryosim.core.fourier import band_limit, number, squared_frequencies
 from cryosim.core.record import Record, item
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
@@ -122,7 +123,7 @@ class AtomSlices:
             return torch.zeros(ny, nx, dtype=self._dtype, device=atoms.positions.device)
         weights = atoms.occupancies if shares is None else atoms.occupancies * shares
         strengths = self._radial.coefficients(atoms) * weights[:, None]  # (atom, j)
-        where, bells = _bells(atoms.positions[:, :2] / self.pixel_size, self.shape, self._width)
+        where, bells = bells_at(atoms.positions[:, [1, 0]] / self.pixel_size, self.shape, self._width)
         total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
         parts = zip(strengths.to(self._dtype).split(4, 1), self._transfer.split(4), strict=True)
         for strength, transfer in parts:
@@ -154,6 +155,8 @@ class RadialBasis:
             n *= 2
         nodes, factors = self._nodes, self._node_factors
         family = (factors[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)  # (sample, node)
+        if atoms.b_factors.requires_grad:  # the span must hold the slopes d g / d B = -k^2 g / 4 too
+            family = torch.cat([family, family * nodes])
         family = family / family.norm(dim=1, keepdim=True)
         _, sizes, vectors = torch.linalg.svd(family, full_matrices=False)
         rank = 1
@@ -164,6 +167,11 @@ class RadialBasis:
             rank += 1
         self._vectors = vectors[:rank]  # (j, node), orthonormal
         self._series = self._vectors @ _chebyshev_transform(n).to(b.device).T  # (j, degree)
+
+    @property
+    def rank(self) -> int:
+        """How many functions there are."""
+        return self._vectors.shape[0]
 
     def _sample(self, n: int) -> bool:
         """Take the factors at n nodes; False where their Chebyshev series has not ended yet."""
@@ -240,25 +248,24 @@ def potential_slices(
     ValueError
         When atoms lie outside the box or are not finite, an element is not in the table, or a size is not positive.
     """
-    for name, value in (("pixel_size", pixel_size), ("thickness", thickness)):
-        if not float(value) > 0:
-            raise ValueError(f"potential_slices: expected a positive {name} [Å], got {float(value)}.")
+    pixel, thin = number(pixel_size), number(thickness)
+    for name, value in (("pixel_size", pixel), ("thickness", thin)):
+        if not value > 0:
+            raise ValueError(f"potential_slices: expected a positive {name} [Å], got {value}.")
     if n_slices < 1 or min(shape) < width:
         raise ValueError(
             f"potential_slices: expected n_slices >= 1 and a shape of at least {width} x {width} px (the width of a "
             f"bell), got {n_slices} and {tuple(shape)}."
         )
-    _check_inside(atoms, shape, float(pixel_size), float(thickness), n_slices)
+    _check_inside(atoms, shape, pixel, thin, n_slices)
     dtype = dtype or atoms.positions.dtype
     device = atoms.positions.device
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
     inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
-    radial = RadialBasis(
-        atoms, parametrization, solvent, float((BAND / (2 * float(pixel_size))) ** 2), 10 * math.exp(-BETA * width)
-    )
-    bell_y, bell_x = (_bell_transform(n, width).to(device) for n in shape)
+    radial = RadialBasis(atoms, parametrization, solvent, (BAND / (2 * pixel)) ** 2, bell_tolerance(width))
+    bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
-    transfer = torch.zeros((*k2.shape, len(radial._vectors)), dtype=torch.float64, device=device)
+    transfer = torch.zeros((*k2.shape, radial.rank), dtype=torch.float64, device=device)
     transfer = transfer.index_put((inside,), radial(k2[inside]).T / bell[inside][:, None])  # (y, x, j) [V Å^2]
     columns = int(inside.any(0).sum())
     transfer = transfer[:, :columns].permute(2, 0, 1) / pixel_size**2  # a delta on the grid has weight 1 / pixel area
@@ -282,22 +289,31 @@ def _spread(where: torch.Tensor, bells: torch.Tensor, strengths: torch.Tensor, s
     return grids.index_add(0, where.flatten(), values.flatten(0, 1)).T.reshape(-1, *shape)
 
 
-def _bells(centres: torch.Tensor, shape: tuple[int, int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat sample indices (atom, w * w), wrapped, and bells around `centres` (atom, 2) [(x, y) px from the centre]."""
+def bells_at(centres: torch.Tensor, grid: Sequence[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat sample indices (atom, w^d), wrapped, and bells around `centres` (atom, d) [samples from the centre].
+
+    The axes of `centres` and of the `grid` are those of the array: (y, x) or (z, y, x).
+    """
     steps = torch.arange(width, dtype=centres.dtype, device=centres.device)
-    sides = []
-    for axis, n in ((1, shape[0]), (0, shape[1])):
-        centre = centres[:, axis] + n // 2
+    where = torch.zeros(len(centres), 1, dtype=torch.long, device=centres.device)
+    bells = torch.ones_like(centres[:, :1])
+    for centre, n in zip(centres.unbind(1), grid, strict=True):
+        centre = centre + n // 2
         first = torch.ceil(centre.detach() - width / 2)
         z = ((first - centre)[:, None] + steps) / (width / 2)
         bell = torch.exp(BETA * width * (torch.sqrt((1 - z * z).clamp_min(1e-10)) - 1))
-        sides.append(((first[:, None] + steps).long() % n, bell))
-    (iy, bell_y), (ix, bell_x) = sides
-    where = iy[:, :, None] * shape[1] + ix[:, None, :]
-    return where.flatten(1), (bell_y[:, :, None] * bell_x[:, None, :]).flatten(1)
+        here = (first[:, None] + steps).long() % n
+        where = (where[:, :, None] * n + here[:, None, :]).flatten(1)
+        bells = (bells[:, :, None] * bell[:, None, :]).flatten(1)
+    return where, bells
 
 
-def _bell_transform(n: int, width: int) -> torch.Tensor:
+def bell_tolerance(width: int) -> float:
+    """What a bell leaves out, relative to one."""
+    return 10 * math.exp(-BETA * width)
+
+
+def bell_transform(n: int, width: int) -> torch.Tensor:
     """Fourier transform (n,) of the bell [px] at the frequencies of n samples, by Gauss-Chebyshev quadrature."""
     m = 200
     theta = (torch.arange(m, dtype=torch.float64) + 0.5) * torch.pi / m

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from cryosim.core.fourier import resampling_matrix
+from cryosim.core.fourier import number
 from cryosim.core.record import Record, item
 from cryosim.core.rotation import random_rotations, tilt_rotation
-from cryosim.core.volume import Volume
 from cryosim.specimen.atoms import Atoms, concatenate
 from cryosim.specimen.potential import AtomSlices, Slices, potential_slices
 from cryosim.specimen.scattering_factors import Parametrization
@@ -141,14 +139,14 @@ def place_randomly(
     for which in sorted(range(len(centred)), key=lambda i: -radii[i]):
         half = box / 2 - radii[which]
         mine = []
-        for number in range(copies[which]):
+        for copy in range(copies[which]):
             for _ in range(tries if (half > 0).all() else 0):
                 here = (2 * torch.rand(3, generator=generator, dtype=torch.float64) - 1) * half
                 if ((taken - here).norm(dim=1) > taken_radii + radii[which] + gap).all():
                     break
             else:
                 raise ValueError(
-                    f"place_randomly: copy {number + 1} of {copies[which]} of molecule {which} (radius "
+                    f"place_randomly: copy {copy + 1} of {copies[which]} of molecule {which} (radius "
                     f"{radii[which]:.0f} Å) found no free place in {tuple(size)} Å. Enlarge size or take fewer copies."
                 )
             mine.append(here)
@@ -219,14 +217,14 @@ def tilted_slices(
     atoms = atoms.moved(tilt_rotation(angle, axis_angle))
     if shift is not None:
         atoms = atoms.moved(shift=torch.cat([shift, shift.new_zeros(1)]))
-    half = torch.tensor([0.5 * n * float(pixel_size) for n in (shape[1], shape[0])], dtype=atoms.positions.dtype)
+    half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=atoms.positions.dtype)
     inside = (atoms.positions.detach()[:, :2].abs() <= half.to(atoms.positions.device)).all(1)
     ice = specimen.ice
-    solvent = float(ice.inner_potential) if ice else 0.0
+    solvent = number(ice.inner_potential) if ice else 0.0
     if inside.any():
         atoms = atoms.index(inside)
         reach = float(atoms.positions.detach()[:, 2].abs().max())
-        n_slices = 2 * int(reach / float(thickness) + 0.5) + 1
+        n_slices = 2 * int(reach / number(thickness) + 0.5) + 1
         source = potential_slices(
             atoms, shape, pixel_size, thickness, n_slices, parametrization, solvent=solvent, width=width, dtype=dtype
         )
@@ -235,48 +233,3 @@ def tilted_slices(
     cosine = torch.cos(torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64)))
     column = ice.inner_potential * ice.thickness / cosine if ice else torch.zeros(())  # [V·Å]
     return ImmersedSlices(source, column)
-
-
-def potential_volume(
-    specimen: Specimen,
-    shape: tuple[int, int, int],
-    voxel_size: float,
-    parametrization: Parametrization = "lobato",
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Volume:
-    """Potential of a specimen on a grid, as its difference from the ice: the truth a tomogram is held against.
-
-    Computed on slices of two thirds of the voxel size across and a quarter of it along the beam, then cut in Fourier
-    space to the band of the grid: exact up to its Nyquist frequency across, and to 2 % at that of z.
-
-    Parameters
-    ----------
-    specimen : Specimen
-    shape : (int, int, int)
-        (z, y, x) [voxel].
-    voxel_size : float
-        [Å].
-    parametrization, dtype
-        As in `potential_slices`.
-
-    Returns
-    -------
-    Volume
-        [V].
-    """
-    fine, thin = voxel_size * 2 / 3, voxel_size / 4  # [Å]
-    grid = (math.ceil(1.5 * shape[1]), math.ceil(1.5 * shape[2]))
-    n_slices = 4 * shape[0]
-    solvent = float(specimen.ice.inner_potential) if specimen.ice else 0.0
-    source = potential_slices(
-        assemble(specimen), grid, fine, thin, n_slices, parametrization, solvent=solvent, dtype=dtype
-    )
-    rows, columns = (resampling_matrix(n, out, 1.5, dtype=dtype) for n, out in zip(grid, shape[1:], strict=True))
-    along_z = resampling_matrix(n_slices, shape[0], 4.0, gain=lambda k: torch.sinc(k) ** -2, dtype=dtype)
-    values = torch.zeros(shape, dtype=dtype)
-    for start in range(0, n_slices, 32):
-        block = range(start, min(start + 32, n_slices))
-        cut = torch.stack([rows @ source[i] @ columns.T for i in block])  # (slice, y, x) [V·Å]
-        values += torch.tensordot(along_z[:, block.start : block.stop], cut, 1)
-    return Volume(values / thin, voxel_size)

@@ -127,10 +127,7 @@ def backproject_filtered(
     `action` maps (k, tilt, row), complex128, k >= 0, to the same shape. The volume that S^H would first bring back to
     images is not cut by the edges of the camera here: it reaches on over the whole period before it is cut to its box.
     """
-    seen = frequencies_first(torch.bmm(image_matrices(angles, geometry, images), images.transpose(1, 2)))
-    length = geometry.period * (cosines(angles) if geometry.grid == "camera" else torch.ones_like(cosines(angles)))
-    seen = torch.complex(seen[:, 0::2].double(), seen[:, 1::2].double()) / length[:, None].sqrt()
-    seen = action(seen)  # (k, tilt, row)
+    seen = action(image_frequencies(images, angles, geometry))  # (k, tilt, row)
     pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)  # (k, 2 tilt, row)
     weights = _tilt_weights(angles, geometry) * resolved(angles, geometry) / geometry.period**0.5
     weights = weights * pair_weights(geometry, images.device)[:, None]
@@ -138,10 +135,17 @@ def backproject_filtered(
     return transform_x_adjoint(torch.bmm(shear.transpose(1, 2), pairs), geometry)
 
 
+def image_frequencies(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """S images: frequencies (k, tilt, row), complex128, of images (tilt, row, u)."""
+    seen = frequencies_first(torch.bmm(image_matrices(angles, geometry, images), images.transpose(1, 2)))
+    length = geometry.period * (cosines(angles) if geometry.grid == "camera" else torch.ones_like(cosines(angles)))
+    return torch.complex(seen[:, 0::2].double(), seen[:, 1::2].double()) / length[:, None].sqrt()
+
+
 def gram_solver(
     angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """(damping + G)^-1 as an action on frequencies (k, tilt, row): for `backproject_filtered`, to solve (2)."""
+    """(damping + G)^-1 acting on frequencies (k, tilt, row): for `backproject_filtered`."""
     factor = _factor(angles, damping, geometry)
     return lambda seen: torch.cholesky_solve(seen, factor)
 

@@ -1,7 +1,7 @@
 """Exit waves against abTEM's multislice, given the same slices.
 
 abTEM keeps arrays as (slice, x, y) and refers its exit wave to one full thickness behind the last slice. Its own
-potentials are not used: for atoms between grid points they are 1 to 50 % off, rising with frequency (measured on 1.0.11).
+potentials are not used: for atoms between grid points they are 1 to 50 % off, rising with frequency (1.0.11).
 """
 
 import pytest

@@ -5,10 +5,10 @@
     python -m tests.bench --json out.json        and their figures in a file
     python -m tests.bench --side ours NAME       one side of one entry, in this process, as a line of JSON
 
-An entry names two functions. Each prepares one side (imports, arrays; not timed) and returns the function that is timed.
+An entry names two functions. Each prepares one side (imports, arrays; not timed) and returns what is timed.
 Both sides get the same number of threads and a fresh process each time, in turns (ours, peer, ours, peer), so that peak
 memory belongs to one side and a busy moment of the machine does not. Within a process the function runs once to warm up
-and then three times; the best counts. Peak memory is that of the whole process, the interpreter and the imports included.
+and then three times; the best counts. Peak memory is that of the whole process, interpreter and imports included.
 
 The entries are the lists `ENTRIES` of `tests.bench.simulator` and `tests.bench.inverse`.
 """

@@ -118,13 +118,6 @@ def test_resampling_removes_what_the_coarser_grid_cannot_hold(ratio):
     assert (resampling_matrix(n, int(n / ratio), ratio, dtype=torch.float64) @ wave).abs().max() < 1e-12
 
 
-def test_resampling_gain_multiplies_each_frequency():
-    n, m = 30, 4
-    wave = torch.cos(2 * math.pi * m * positions(n, dtype=torch.float64) / n + 0.3)
-    matrix = resampling_matrix(n, n, 1.0, gain=lambda k: torch.exp(-k), dtype=torch.float64)
-    torch.testing.assert_close(matrix @ (wave + 1), wave * math.exp(-m / n) + 1)
-
-
 @pytest.mark.parametrize(("n", "out"), [(24, 17), (25, 12)])
 def test_gradient_in_the_ratio(n, out, generator):
     weights = torch.randn(out, n, generator=generator, dtype=torch.float64)

@@ -92,9 +92,7 @@ def test_prox_satisfies_its_optimality_condition(shape, grid, dtype, strength, g
     """gamma A^T (A x - y) + x - z = 0, with gamma = strength / |A|^2."""
     physics = TiltProjection(ANGLES, shape, grid=grid)
     z = torch.randn(2, 1, *shape, generator=generator, dtype=torch.float64)
-    y = physics.A(z) + physics.A(z).std() * torch.randn(
-        2, 1, 41, *shape[1:], generator=generator, dtype=torch.float64
-    )
+    y = physics.A(z) + physics.A(z).std() * torch.randn(2, 1, 41, *shape[1:], generator=generator, dtype=torch.float64)
     z, y = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(dtype), y.to(dtype)
     gamma = strength / float(largest_eigenvalue(ANGLES, physics.geometry))
     x = physics.prox_l2(z, y, gamma, tol=1e-6).double()
@@ -157,12 +155,12 @@ def test_too_few_iterations_are_not_silent(generator):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(angles=[0.0, 90.0]), "below 89 degrees"),
-        (dict(angles=[0.0, float("nan")]), "angles: expected finite"),
-        (dict(angles=torch.zeros(1, 2, 3)), "angles: expected finite"),
-        (dict(grid="polar"), "grid: expected"),
-        (dict(volume_shape=(8, 8)), "volume_shape: expected three"),
-        (dict(grid="stretched", image_shape=(6, 9)), "image_shape: on the stretched grid"),
+        ({"angles": [0.0, 90.0]}, "below 89 degrees"),
+        ({"angles": [0.0, float("nan")]}, "angles: expected finite"),
+        ({"angles": torch.zeros(1, 2, 3)}, "angles: expected finite"),
+        ({"grid": "polar"}, "grid: expected"),
+        ({"volume_shape": (8, 8)}, "volume_shape: expected three"),
+        ({"grid": "stretched", "image_shape": (6, 9)}, "image_shape: on the stretched grid"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -41,8 +41,8 @@ def test_pendelloesung_of_two_beams(side):
     """A crystal turned by the Bragg angle hands the wave to one diffracted beam and back: I_g = sin^2(pi z / xi).
 
     xi = pi / (sigma V_g), 963 Å for V_g = 5 V at 300 kV. Turned about y by +asin(lambda g / 2), the planes
-    cos(2 pi g x) become cos(2 pi (g x - lambda g^2 z / 2)): then +g is lit, and -g stays dark. A propagator of the wrong
-    sign lights the other one. (Hirsch et al. 1977, chapter 8; the 0.3 % left are the other beams.)
+    cos(2 pi g x) become cos(2 pi (g x - lambda g^2 z / 2)): then +g is lit, and -g stays dark. A flipped propagator
+    lights the other one. (Hirsch et al. 1977, chapter 8; the 0.3 % left are the other beams.)
     """
     strength, g, voltage, nx, thickness = 5.0, 0.996, 300.0, 32, 2.0
     pixel_size = 4 / g / nx  # four periods
@@ -65,7 +65,7 @@ def test_pendelloesung_of_two_beams(side):
 
 
 def test_talbot_distance():
-    """A grating of period p repeats itself after 2 p^2 / lambda, and shifted by half a period after one half of that."""
+    """A grating of period p repeats itself after 2 p^2 / lambda, and half a period aside after one half of that."""
     nx, period, pixel_size = 40, 20.0, 2.0
     optics = Optics(voltage=100.0)
     fringes = 300.0 * torch.cos(2 * math.pi * positions(nx, pixel_size, dtype=torch.float64) / period)

@@ -85,8 +85,15 @@ def test_gradients_are_finite_for_every_astigmatism(astigmatism):
     assert all(torch.isfinite(g) for g in gradients)
 
 
-STEPS = {"voltage": 1e-3, "defocus": 1e-2, "astigmatism": 1e-2, "astigmatism_angle": 1e-4, "spherical_aberration": 1e-5,
-         "phase_shift": 1e-4, "amplitude_contrast": 1e-5}  # fmt: skip
+STEPS = {
+    "voltage": 1e-3,
+    "defocus": 1e-2,
+    "astigmatism": 1e-2,
+    "astigmatism_angle": 1e-4,
+    "spherical_aberration": 1e-5,
+    "phase_shift": 1e-4,
+    "amplitude_contrast": 1e-5,
+}
 
 
 @pytest.mark.parametrize("name", list(FULL))

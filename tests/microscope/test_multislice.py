@@ -1,4 +1,4 @@
-"""Multislice: nothing in, nothing out; matter focuses; height is defocus; thin is a phase grating; electrons are kept."""
+"""Multislice: nothing in, nothing out; matter focuses; height is defocus; thin is a phase grating; flux is kept."""
 
 import math
 

@@ -33,7 +33,7 @@ def test_published_forward_values(number, wanted):
 
 
 def test_tables_agree_at_zero_to_six_percent():
-    """All of Peng's elements but two: at 77 (Ir) Lobato is 10 % below the others and at 84 (Po) Kirkland, by their fits."""
+    """All of Peng's elements but two: the fits of Lobato at 77 (Ir) and of Kirkland at 84 (Po) are 10 % low."""
     numbers = [z for z in range(1, 99) if z not in (77, 84)]
     values = torch.stack([forward(numbers, table) for table in TABLES])
     assert (values > 0).all()

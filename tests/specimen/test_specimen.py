@@ -9,6 +9,7 @@ from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import centre_phases, frequencies, positions
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
+from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.scattering_factors import scattering_factor
 from cryosim.specimen.specimen import (
     ICE_INNER_POTENTIAL,
@@ -17,7 +18,6 @@ from cryosim.specimen.specimen import (
     Specimen,
     assemble,
     place_randomly,
-    potential_volume,
     tilted_slices,
 )
 
