@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 app = typer.Typer(no_args_is_help=True, help="From atoms to cryo-electron tilt series.", pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Descriptions of runs.")
@@ -51,11 +53,18 @@ def new(
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Bad input ends in one message and exit status 2, not in a traceback."""
+    """Bad input ends in one message and exit status 2, not in a traceback; a warning is one message too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _tell("warning", "yellow", str(message))
+            yield
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error[/]: {_plain(error)}", highlight=False, soft_wrap=True)
+        _tell("error", "bold red", str(error))
+        raise typer.Exit(2) from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        _tell("error", "bold red", f"there is not enough memory. Take fewer or larger pixels. ({error})")
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         console.print("stopped; files already named are whole, the others were not written.")
@@ -84,5 +93,6 @@ def progress_bars() -> Iterator:
         yield report
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+def _tell(kind: str, style: str, message: str) -> None:
+    readable = message.encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are not UTF-8
+    console.print(Text.assemble((kind, style), ": ", readable), soft_wrap=True)

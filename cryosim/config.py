@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from reprlib import repr as short_repr
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cryosim.acquisition.simulate import Sampling, sampling_for
+from cryosim.acquisition.simulate import LARGEST_FIELD, Sampling, sampling_for
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
@@ -22,6 +24,18 @@ class ConfigError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        """YAML takes yes, no, on and off for true and false; here they would count as 1 and 0."""
+        if any(isinstance(part, bool) for part in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"expected no true or false (nor yes, no, on, off), got {short_repr(value)}")
+        return value
+
+
+_Length = Annotated[float, Field(gt=0)]
+_Pixels = Annotated[int, Field(ge=1, le=LARGEST_FIELD)]
 
 
 class Molecule(_Section):
@@ -46,7 +60,7 @@ class SpecimenSection(_Section):
         min_length=1,
     )
     """What stands in the ice."""
-    size: tuple[float, float, float] = (700.0, 700.0, 320.0)
+    size: tuple[_Length, _Length, _Length] = (700.0, 700.0, 320.0)
     """(x, y, z) of the box that holds the molecules [Å]."""
     gap: float = Field(default=10.0, ge=0)
     """Least distance between two molecules [Å]."""
@@ -60,11 +74,18 @@ class TiltSection(_Section):
     extent: float = Field(default=60.0, ge=0, lt=89)
     """Largest tilt [deg]."""
     step: float = Field(default=3.0, gt=0)
-    """Between tilts [deg]."""
+    """Between tilts [deg]; divides the extent."""
     total_dose: float = Field(default=120.0, gt=0)
     """Of all exposures together [e-/Å^2]."""
-    axis_angle: float = 0.0
+    axis_angle: float = Field(default=0.0, ge=-360, le=360)
     """In-plane angle of the tilt axis from y [deg]."""
+
+    @model_validator(mode="after")
+    def _is_a_scheme(self) -> Self:
+        if self.extent / self.step > 1000:
+            raise ValueError(f"expected at most 1000 tilts a side, got extent {self.extent} and step {self.step} [deg]")
+        tilt_scheme(self)  # complains where the step does not divide the extent
+        return self
 
 
 class OpticsSection(_Section):
@@ -85,7 +106,7 @@ class OpticsSection(_Section):
 
 
 class DetectorSection(_Section):
-    shape: tuple[int, int] = (192, 192)
+    shape: tuple[_Pixels, _Pixels] = (192, 192)
     """(y, x) [px]."""
     pixel_size: float = Field(default=4.0, gt=0)
     """At the specimen [Å]."""
@@ -94,7 +115,7 @@ class DetectorSection(_Section):
 class SamplingSection(_Section):
     pixel_size: float | None = Field(default=None, gt=0)
     """Of the simulated wave [Å]; null takes two thirds of the detector's."""
-    thickness: float | None = Field(default=None, gt=0)
+    thickness: float | None = Field(default=None, ge=0.1)
     """Of a slice [Å]; null takes 10 Å or less where the wave needs it."""
     parametrization: Literal["lobato", "kirkland", "peng"] = "lobato"
     """Of the electron scattering factors."""
@@ -110,10 +131,15 @@ class RunConfig(_Section):
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Of places, poses and counts: the same seed gives the same bytes."""
     specimen: SpecimenSection = SpecimenSection()
-    tilts: TiltSection = TiltSection()
+    tilts: TiltSection = Field(default_factory=TiltSection)
     optics: OpticsSection = OpticsSection()
     detector: DetectorSection = DetectorSection()
     sampling: SamplingSection = SamplingSection()
+
+    @model_validator(mode="after")
+    def _fits_a_grid(self) -> Self:
+        sampling(self)  # complains where the field is too large
+        return self
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -122,14 +148,14 @@ def read_config(path: str | Path) -> RunConfig:
     Raises
     ------
     ConfigError
-        When the file is missing, is not YAML, or has an unknown key or a value out of bounds.
+        When the file is missing, is not YAML, or has an unknown key, a key twice or a value out of bounds.
     """
     path = Path(path)
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}). Write one with `cryosim config new`.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 32nd of a month, for one
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected keys such as seed and specimen, got {type(given).__name__}.")
@@ -175,11 +201,26 @@ def sampling(config: RunConfig) -> Sampling:
     return sampling_for(detector(config.detector), optics(config.optics), **chosen, dtype=torch.float32)
 
 
+class _Loader(yaml.SafeLoader):
+    """Of plain YAML, but a key that stands twice is an error: one of its values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                "while reading a section", node.start_mark, f"the key {twice} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key}. `cryosim config new` shows every key there is."
-    return f"{key}: {error['msg']}, got {error['input']!r}."
+    said = error["msg"].removeprefix("Value error, ").rstrip(".")
+    got = "" if error["type"] == "value_error" else f", got {short_repr(error['input'])}"
+    return f"{key}: {said}{got}." if key else f"{said}{got}."
 
 
 def _lines(section: BaseModel, depth: int) -> list[str]:
@@ -197,5 +238,12 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
                 lines += [f"{pad}  - {first.lstrip()}", *rest]  # a comment may follow the dash
         else:
             shown = list(value) if isinstance(value, tuple) else value
-            lines.append(f"{pad}{name}: {yaml.safe_dump(shown, default_flow_style=True).splitlines()[0]}")
+            lines.append(f"{pad}{name}: {_scalar(shown)}")
     return lines
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line of YAML, however long it is."""
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    dumped = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=math.inf, allow_unicode=True)
+    return dumped.splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from importlib import metadata
@@ -60,11 +61,14 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
         For a structure file that cannot be used.
     ValueError
         When the molecules do not fit.
+    OSError
+        When the folder cannot be made or written to: before anything is simulated.
     """
     report = progress or (lambda what, done, total: None)
     folder = Path(folder)
     generator = torch.Generator().manual_seed(config.seed)
     specimen = build_specimen(config, base, generator)
+    _prepare(folder)
     detector = configuration.detector(config.detector)
     series = simulate(
         specimen,
@@ -76,7 +80,6 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
         progress=lambda done, total: report("simulating tilts", done, total),
     )
     report("writing files", 0, 1)
-    folder.mkdir(parents=True, exist_ok=True)
     files = RunFiles(
         folder / f"{config.name}.mrc",
         folder / f"{config.name}_truth.mrc",
@@ -121,7 +124,7 @@ def true_volume(config: RunConfig, specimen: Specimen) -> Volume:
     voxel = config.detector.pixel_size
     deep = max(config.specimen.size[2], config.specimen.ice.thickness if config.specimen.ice else 0.0)
     ny, nx = config.detector.shape
-    return potential_volume(specimen, (round(deep / voxel), ny, nx), voxel, config.sampling.parametrization)
+    return potential_volume(specimen, (max(1, round(deep / voxel)), ny, nx), voxel, config.sampling.parametrization)
 
 
 def parameters(config: RunConfig) -> dict[str, Any]:
@@ -138,6 +141,14 @@ def parameters(config: RunConfig) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
     }
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: expected a folder for the results, got a file. Name another one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: cannot be written to. Name another folder.")
 
 
 def _shape(volume: Volume) -> tuple[int, int, int]:

@@ -36,7 +36,8 @@ def demo(
         from cryosim.config import read_config
         from inverse.demo import demo as run_demo
 
-        files = run_demo(output, read_config(description) if description else None, progress=report)
+        config, base = (read_config(description), description.parent) if description else (None, Path())
+        files = run_demo(output, config, base=base, progress=report)
     for path in (files.series, files.truth, files.poses, files.parameters, *files.tomograms, files.report):
         typer.echo(path)
 
@@ -46,7 +47,9 @@ def reconstruct(
     series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
     thickness: Annotated[float, typer.Option(help="Of the tomogram along the beam [Å].")],
     method: Annotated[_Method, typer.Option(help="How.")] = _Method.wbp,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="MRC file; <series>_<method>.mrc.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="MRC file; else <series>_<method>.mrc beside it.")
+    ] = None,
     bin: Annotated[int, typer.Option(min=1, help="Image pixels to a voxel edge.")] = 1,
     ctf: Annotated[_Correction, typer.Option(help="Correction of the contrast transfer.")] = _Correction.flip,
     low_pass: Annotated[float | None, typer.Option(min=0, help="Finest period to keep [Å].")] = None,
@@ -58,8 +61,10 @@ def reconstruct(
         from cryosim.io.series import read_series
         from inverse.reconstruction import reconstruct as run_reconstruct
 
+        given = read_series(series, pixel_size=pixel_size)
+        path = _writable(output or series.with_name(f"{_stem(series)}_{method.value}.mrc"), series)
         made = run_reconstruct(
-            read_series(series, pixel_size=pixel_size),
+            given,
             method.value,
             thickness=thickness,
             bin=bin,
@@ -67,6 +72,20 @@ def reconstruct(
             low_pass=low_pass,
             progress=lambda done, total: report(method.value, done, total),
         )
-        path = output or series.with_name(f"{series.stem}_{method.value}.mrc")
         write_volume(path, made.volume)
     typer.echo(path)
+
+
+def _stem(series: Path) -> str:
+    return Path(series.stem).stem if series.suffix.lower() in (".gz", ".bz2") else series.stem
+
+
+def _writable(path: Path, series: Path) -> Path:
+    """`path`, if a tomogram can be written there: found out before it is made."""
+    if path.suffix.lower() not in (".mrc", ".rec", ".map"):
+        raise ValueError(f"{path}: --output: expected a name that ends in .mrc, .rec or .map, got {path.suffix!r}.")
+    if path.resolve() == series.resolve():
+        raise ValueError(f"{path}: --output: expected another file than the tilt series itself.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path}: --output: expected a file in an existing folder. Make the folder first.")
+    return path

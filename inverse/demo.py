@@ -30,7 +30,9 @@ class DemoFiles(NamedTuple):
     report: Path
 
 
-def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progress | None = None) -> DemoFiles:
+def demo(
+    folder: str | Path, config: RunConfig | None = None, *, base: str | Path = ".", progress: Progress | None = None
+) -> DemoFiles:
     """Simulate, write, read back, reconstruct in two ways, compare with the truth, report.
 
     Parameters
@@ -39,6 +41,8 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
         Made if missing.
     config : RunConfig, optional
         A dozen apoferritins and ubiquitins in ice when left out.
+    base : str or path
+        Folder that relative paths of structures start from.
     progress : callable, optional
         Called with (what, done, in all).
 
@@ -48,7 +52,7 @@ def demo(folder: str | Path, config: RunConfig | None = None, *, progress: Progr
     """
     config = config or RunConfig(name="demo")
     report = progress or (lambda what, done, total: None)
-    files = run(config, folder, progress=report)
+    files = run(config, folder, base=base, progress=report)
     series, truth = read_series(files.series), read_volume(files.truth)
     voxel = float(series.pixel_size)
     depth, rows, width = truth.values.shape

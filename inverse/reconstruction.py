@@ -6,6 +6,8 @@ dimensions, and the volume is made in slabs of rows whose memory does not grow w
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,6 +27,7 @@ from inverse.solvers.linear import Filter, low_passed, wbp_weights
 Method = Literal["wbp", "least-squares"]
 Correction = Literal["flip", "wiener", "none"]
 _ROWS = 64
+_DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
 
 
 class Reconstruction(Record):
@@ -74,8 +77,8 @@ def reconstruct(
     low_pass : float, optional
         Finest period to keep [Å].
     weight : float, optional
-        Of the damping, as in `inverse.least_squares` [voxel^2]; when left out, estimated from the images' noise and
-        signal.
+        Of the damping, as in `inverse.least_squares` [voxel^2], positive; when left out, estimated from the images'
+        noise and signal.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -83,17 +86,31 @@ def reconstruct(
     -------
     Reconstruction
 
+    Warns
+    -----
+    UserWarning
+        When a correction is asked for and the series has no optics.
+
     Raises
     ------
     ValueError
-        For an unknown method, a thickness that is not positive, or images that hold no electrons.
+        For an unknown method, a number out of bounds, or images that hold no electrons.
     """
     if method not in ("wbp", "least-squares"):
         raise ValueError(f'reconstruct: expected the method "wbp" or "least-squares", got {method!r}.')
     if not thickness > 0:
         raise ValueError(f"reconstruct: expected a positive thickness [Å], got {thickness}.")
+    if low_pass is not None and not 0 < low_pass < math.inf:
+        raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
+    if weight is not None and not 0 < weight < math.inf:
+        raise ValueError(f"reconstruct: expected a positive weight [voxel^2], got {weight}.")
     images, noise = prepare(series, bin=bin, ctf=ctf)  # (tilt, y, x) [V·voxel], (tilt,) [V^2·voxel^2]
     voxel = float(series.pixel_size) * bin
+    if thickness > _DEEPEST * voxel:
+        raise ValueError(
+            f"reconstruct: expected a thickness of at most {_DEEPEST} voxels of {voxel:g} Å, got {thickness:g} Å. "
+            "Check its unit, or raise bin."
+        )
     if low_pass is not None:
         images = low_passed(images, low_pass / voxel)
     angles = series.tilts.angles
@@ -129,7 +146,12 @@ def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tu
     noise : tensor (tilt,)
         Variance of a pixel by counting statistics [V^2·voxel^2].
     """
+    if ctf not in ("flip", "wiener", "none"):
+        raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
     counts, tilts, optics = series.images, series.tilts, series.optics
+    ny, nx = counts.shape[1:]
+    if not 1 <= bin <= min(ny, nx) or bin != int(bin):
+        raise ValueError(f"reconstruct: expected a whole bin from 1 to {min(ny, nx)}, the image's side, got {bin}.")
     if not torch.isfinite(counts).all():
         raise ValueError("reconstruct: TiltSeries.images holds values that are not finite; leave those tilts out.")
     mean = counts.mean((1, 2), keepdim=True)
@@ -137,24 +159,28 @@ def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tu
         empty = [round(float(a), 2) for a in tilts.angles[(mean <= 0).flatten()]]
         raise ValueError(f"reconstruct: the images at {empty} degrees hold no electrons; leave those tilts out.")
     contrast = counts / mean - 1
-    noise = 1 / mean.flatten()
     voltage = torch.as_tensor(300.0 if optics is None else optics.voltage, dtype=torch.float64)
     gain = 1 / (2 * interaction_constant(voltage) * series.pixel_size * bin).to(contrast)
     gain = gain.reshape(-1, 1, 1)
     spectra = torch.fft.rfft2(contrast)
+    if optics is None and ctf != "none":
+        warnings.warn(
+            "reconstruct: the series has no optics, so its contrast transfer is not corrected. Set TiltSeries.optics, "
+            'or say ctf="none".',
+            UserWarning,
+            stacklevel=3,
+        )
     if optics is None or ctf == "none":
-        spectra, noise_gain = -spectra, 1.0  # matter is dark in underfocus
+        correction = -contrast.new_ones(ny, nx)  # matter is dark in underfocus
     else:
-        shape = (counts.shape[1], counts.shape[2])
-        transfer = contrast_transfer(optics, shape, series.pixel_size)[..., : spectra.shape[-1]].to(contrast)
+        transfer = contrast_transfer(optics, (ny, nx), series.pixel_size).to(contrast)
         correction = torch.sign(transfer) if ctf == "flip" else transfer / (transfer**2 + 0.1)
-        spectra, noise_gain = spectra * correction, float((correction**2).mean())
-    corrected = torch.fft.irfft2(spectra, s=counts.shape[1:])
+    corrected = torch.fft.irfft2(spectra * correction[..., : spectra.shape[-1]], s=(ny, nx))
+    noise = _kept_noise(correction, bin, float(tilts.axis_angle)) / mean.flatten() * gain.flatten() ** 2
     aligned = to_tilt_frame(corrected, tilts.shifts / series.pixel_size, float(tilts.axis_angle))
-    noise = noise * (gain.flatten() ** 2) * noise_gain
     if bin > 1:
         rows, columns = (resampling_matrix(n, n // bin, float(bin), dtype=aligned.dtype) for n in aligned.shape[1:])
-        aligned, noise = rows @ aligned @ columns.T, noise / bin**2
+        aligned = rows @ aligned @ columns.T
     return _faded(aligned * gain), noise
 
 
@@ -208,6 +234,21 @@ def _shear_x(images: torch.Tensor, slope: float) -> torch.Tensor:
     return torch.fft.irfft(torch.fft.rfft(images) * phases, n=nx)
 
 
+def _kept_noise(correction: torch.Tensor, bin: int, axis_angle: float) -> torch.Tensor:
+    """Variance () or (tilt,) that white noise of variance 1 has after `correction` (..., y, x) and the cut to the bin.
+
+    The mean, over all frequencies, of what the correction and the cut leave; the cut is square in the turned frame.
+    """
+    power = correction.double().square()
+    if bin > 1:
+        ny, nx = power.shape[-2:]
+        ky, kx = frequencies(ny, dtype=torch.float64)[:, None], frequencies(nx, dtype=torch.float64)
+        turn = math.radians(-axis_angle)
+        across, along = kx * math.cos(turn) - ky * math.sin(turn), kx * math.sin(turn) + ky * math.cos(turn)
+        power = power * (torch.maximum(across.abs(), along.abs()) < 0.5 / bin - 1e-9).to(power)
+    return power.mean((-2, -1)).to(correction)
+
+
 def _faded(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
     """Images brought to zero by cosine edges, `fraction` of each side wide."""
     for axis in (-2, -1):
@@ -236,4 +277,5 @@ def estimated_damping(
     rings = (sums / torch.bincount(ring.flatten()))[2 : min(ny, nx) // 2]  # without the mean and the edges' own ring
     background = noise.double().mean()
     seen = (geometry.depth / torch.cos(torch.deg2rad(angles.double()))).mean()
-    return background * seen / (rings - background).max().clamp_min(0.1 * background)
+    signal = (rings - background).max() if len(rings) else torch.zeros_like(background)
+    return background * seen / signal.clamp_min(0.1 * background)

@@ -21,6 +21,9 @@ from cryosim.specimen.potential import BAND
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 
+LARGEST_FIELD = 16384
+"""Side of the simulated field [px] beyond which `sampling_for` asks whether it is meant: one wave has 2 GiB there."""
+
 
 class Sampling(Record):
     """The grid the wave is computed on. Made by `sampling_for`, or by hand.
@@ -63,12 +66,24 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
     optics : Optics
     **choices
         Fields of `Sampling` to set instead.
+
+    Raises
+    ------
+    ValueError
+        When the field needs more than `LARGEST_FIELD` pixels a side and no `shape` says that this is meant.
     """
     pixel = float(choices.get("pixel_size", BAND * float(detector.pixel_size)))
     wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64)).max())
     defocus = float(torch.as_tensor(optics.defocus).abs().max())
     margin = wave * defocus / (2 * float(detector.pixel_size)) + 10.0  # [Å]
     field = [n * float(detector.pixel_size) + 2 * margin for n in detector.shape]
+    if "shape" not in choices and not max(field) <= LARGEST_FIELD * pixel:
+        raise ValueError(
+            f"sampling_for: expected a simulated field of at most {LARGEST_FIELD} px a side, got "
+            f"{max(field) / pixel:.0f} px of {pixel:g} Å: a detector of {tuple(detector.shape)} px of "
+            f"{float(detector.pixel_size):g} Å and a margin of {margin:.0f} Å, over which a defocus of {defocus:g} Å "
+            "spreads. Take larger pixels, a smaller detector or less defocus, or set the shape by hand."
+        )
     edge = BAND / (2 * pixel)  # [1/Å]
     defaults = {
         "shape": tuple(fast_length(math.ceil(length / pixel)) for length in field),

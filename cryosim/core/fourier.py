@@ -14,9 +14,11 @@ Size = float | torch.Tensor
 
 def fast_length(least: int, *, odd: bool = False) -> int:
     """Smallest length of at least `least` whose transform is fast; with `odd`, the smallest odd one."""
-    n = least | 1 if odd else least
-    while (fast := int(next_fast_len(n, real=True) or n)) != n:
-        n = n + 2 if odd else fast
+    if not odd:
+        return int(next_fast_len(least, real=True) or least)
+    n = least | 1
+    while next_fast_len(n) != n:  # of factors up to 11: odd lengths of 3 and 5 alone lie far apart
+        n += 2
     return n
 
 

@@ -92,18 +92,23 @@ def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) 
     """Line integrals (tilt, row, u) [unit of the volume · voxel] of a volume (z, row, x) at `angles` (tilt,) [deg]."""
     weights = image_weights(angles, geometry)
     shear, image = shear_matrices(angles, geometry, weights, volume), image_matrices(angles, geometry, volume)
-    spectra = transform_x(volume, geometry)  # (k, 2 z, row)
-    seen = torch.bmm(shear, spectra)  # (k, 2 tilt, row)
-    return torch.bmm(tilts_first(seen).transpose(1, 2), image)  # (tilt, row, 2 k) @ (tilt, 2 k, u)
+    images = []
+    for rows in volume.split(_rows_at_once(volume, geometry), dim=1):
+        seen = torch.bmm(shear, transform_x(rows, geometry))  # (k, 2 tilt, 2 z) @ (k, 2 z, row)
+        images.append(torch.bmm(tilts_first(seen).transpose(1, 2), image))  # (tilt, row, 2 k) @ (tilt, 2 k, u)
+    return torch.cat(images, 1)
 
 
 def backproject(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """Adjoint of `project`: volume (z, row, x) from images (tilt, row, u)."""
     weights = image_weights(angles, geometry)
     shear, image = shear_matrices(angles, geometry, weights, images), image_matrices(angles, geometry, images)
-    seen = torch.bmm(image, images.transpose(1, 2))  # (tilt, 2 k, row)
-    spectra = torch.bmm(shear.transpose(1, 2), frequencies_first(seen))  # (k, 2 z, row)
-    return transform_x_adjoint(spectra, geometry)
+    volume = []
+    for rows in images.split(_rows_at_once(images, geometry), dim=1):
+        seen = frequencies_first(torch.bmm(image, rows.transpose(1, 2)))  # (tilt, 2 k, u) @ (tilt, u, row)
+        spectra = torch.bmm(shear.transpose(1, 2), seen)  # (k, 2 z, 2 tilt) @ (k, 2 tilt, row)
+        volume.append(transform_x_adjoint(spectra, geometry))
+    return torch.cat(volume, 1)
 
 
 def shear_matrices(
@@ -130,6 +135,12 @@ def image_matrices(angles: torch.Tensor, geometry: TiltGeometry, like: torch.Ten
     cosine, sine = _turn(k[..., None] * u, like.dtype)  # ([tilt,] k, u)
     pairs = torch.stack([cosine, -sine], -2).flatten(-3, -2)
     return pairs.expand(len(angles), -1, -1)
+
+
+def _rows_at_once(like: torch.Tensor, geometry: TiltGeometry) -> int:
+    """Rows whose spectra fill about 16 MB: they stay in cache, and memory does not grow with the number of rows."""
+    row = 2 * geometry.depth * geometry.n_frequencies * like.element_size()
+    return max(8, 2**24 // row)
 
 
 def transform_x(volume: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
