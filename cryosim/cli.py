@@ -67,7 +67,7 @@ def clear_errors() -> Iterator[None]:
         _tell("error", "bold red", f"there is not enough memory. Take fewer or larger pixels. ({error})")
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        console.print("stopped; files already named are whole, the others were not written.")
+        console.print("stopped; every file that was written is whole, the others are as they were.")
         raise typer.Exit(130) from None
 
 

@@ -75,7 +75,7 @@ class TiltSection(_Section):
     """Largest tilt [deg]."""
     step: float = Field(default=3.0, gt=0)
     """Between tilts [deg]; divides the extent."""
-    total_dose: float = Field(default=120.0, gt=0)
+    total_dose: float = Field(default=120.0, gt=0, le=1e9)
     """Of all exposures together [e-/Å^2]."""
     axis_angle: float = Field(default=0.0, ge=-360, le=360)
     """In-plane angle of the tilt axis from y [deg]."""
@@ -126,7 +126,7 @@ class SamplingSection(_Section):
 class RunConfig(_Section):
     """One simulated tilt series."""
 
-    name: str = Field(default="series", pattern=r"^[\w.-]+$")
+    name: str = Field(default="series", pattern=r"^[\w.-]+$", max_length=100)
     """Of the files that are written."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Of places, poses and counts: the same seed gives the same bytes."""
@@ -139,6 +139,11 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _fits_a_grid(self) -> Self:
         sampling(self)  # complains where the field is too large
+        if depth(self) > LARGEST_FIELD * self.detector.pixel_size:
+            raise ValueError(
+                f"expected specimen.size and specimen.ice.thickness to be at most {LARGEST_FIELD} times "
+                f"detector.pixel_size deep, {LARGEST_FIELD * self.detector.pixel_size:g} Å, got {depth(self):g} Å"
+            )
         return self
 
 
@@ -168,6 +173,12 @@ def read_config(path: str | Path) -> RunConfig:
 def config_text(config: RunConfig) -> str:
     """The configuration as commented YAML that `read_config` takes back."""
     return "\n".join(_lines(config, 0)) + "\n"
+
+
+def depth(config: RunConfig) -> float:
+    """Of the slab, or of the box where that is deeper [Å]."""
+    section = config.specimen
+    return max(section.size[2], section.ice.thickness if section.ice else 0.0)
 
 
 def tilt_scheme(section: TiltSection) -> TiltScheme:

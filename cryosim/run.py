@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,15 +71,17 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     specimen = build_specimen(config, base, generator)
     _prepare(folder)
     detector = configuration.detector(config.detector)
-    series = simulate(
-        specimen,
-        configuration.tilt_scheme(config.tilts),
-        configuration.optics(config.optics),
-        detector,
-        generator=generator,
-        sampling=configuration.sampling(config),
-        progress=lambda done, total: report("simulating tilts", done, total),
-    )
+    with _single_threads() as workers:
+        series = simulate(
+            specimen,
+            configuration.tilt_scheme(config.tilts),
+            configuration.optics(config.optics),
+            detector,
+            generator=generator,
+            sampling=configuration.sampling(config),
+            workers=workers,
+            progress=lambda done, total: report("simulating tilts", done, total),
+        )
     report("writing files", 0, 1)
     files = RunFiles(
         folder / f"{config.name}.mrc",
@@ -105,6 +108,17 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     return files
 
 
+@contextmanager
+def _single_threads() -> Iterator[int]:
+    """Torch on one thread, and how many it had: small transforms gain nothing from more, exposures side by side do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
 def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generator) -> Specimen:
     """Molecules of the configuration at random poses."""
     section = config.specimen
@@ -120,11 +134,16 @@ def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generat
 
 
 def true_volume(config: RunConfig, specimen: Specimen) -> Volume:
-    """Potential [V] on the detector's pixels, as deep as the slab, or the box where that is deeper."""
+    """Potential [V] on the detector's pixels, as deep as the slab, or the box where that is deeper.
+
+    A tilt axis nearer to x than to y exchanges height and width: the detector then sees the specimen lying down.
+    """
     voxel = config.detector.pixel_size
-    deep = max(config.specimen.size[2], config.specimen.ice.thickness if config.specimen.ice else 0.0)
     ny, nx = config.detector.shape
-    return potential_volume(specimen, (max(1, round(deep / voxel)), ny, nx), voxel, config.sampling.parametrization)
+    if round(config.tilts.axis_angle / 90) % 2:
+        ny, nx = nx, ny
+    shape = (max(1, round(configuration.depth(config) / voxel)), ny, nx)
+    return potential_volume(specimen, shape, voxel, config.sampling.parametrization)
 
 
 def parameters(config: RunConfig) -> dict[str, Any]:

@@ -38,7 +38,15 @@ def demo(
 
         config, base = (read_config(description), description.parent) if description else (None, Path())
         files = run_demo(output, config, base=base, progress=report)
-    for path in (files.series, files.truth, files.poses, files.parameters, *files.tomograms, files.report):
+    for path in (
+        files.series,
+        files.truth,
+        files.poses,
+        files.parameters,
+        *files.tomograms,
+        files.picture,
+        files.report,
+    ):
         typer.echo(path)
 
 

@@ -9,8 +9,10 @@ import yaml
 
 from cryosim.config import RunConfig
 from cryosim.core.volume import Volume
+from cryosim.io.files import atomic_write
 from cryosim.io.mrc import read_volume, write_volume
 from cryosim.io.series import read_series
+from cryosim.plot import ortho_slices, to_png
 from cryosim.run import Progress, run
 from inverse.metrics.fsc import ShellCorrelation, fsc, measured_region
 from inverse.reconstruction import Method, reconstruct
@@ -27,6 +29,7 @@ class DemoFiles(NamedTuple):
     poses: Path
     parameters: Path
     tomograms: tuple[Path, ...]
+    picture: Path
     report: Path
 
 
@@ -76,6 +79,9 @@ def demo(
         measured[name] = fsc(*pair, region=region, thickness=thickness)
         whole[name] = fsc(*pair, thickness=thickness)
     report("report", 0, 1)
+    picture = Path(folder) / f"{config.name}_slices.png"
+    with atomic_write(picture) as temporary:
+        temporary.write_bytes(to_png(ortho_slices({"truth": truth, **volumes}, slab=5)))
     page = Path(folder) / "report.html"
     write_report(
         page,
@@ -90,7 +96,7 @@ def demo(
         files=[(path.name, what) for path, what in _described(files, paths)],
     )
     report("report", 1, 1)
-    return DemoFiles(*files, tuple(paths), page)
+    return DemoFiles(*files, tuple(paths), picture, page)
 
 
 def _molecules(config: RunConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -131,6 +132,7 @@ def simulate(
     generator: torch.Generator | None = None,
     sampling: Sampling | None = None,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TiltSeries:
     """Tilt series with Poisson counts.
@@ -151,6 +153,9 @@ def simulate(
         `sampling_for(detector, optics)` when left out.
     scattering : callable
         `multislice`, or another step of the ladder.
+    workers : int
+        Exposures computed at once, each by a thread of its own. Worth more than threads inside a transform of these
+        sizes: set torch's own to one then.
     progress : callable, optional
         Called with (exposures done, exposures in all).
 
@@ -168,13 +173,20 @@ def simulate(
         raise ValueError("simulate: TiltScheme.doses holds a negative dose [e-/Å^2].")
     sampling = sampling or sampling_for(detector, optics)
     atoms = assemble(specimen)
-    images = []
-    with torch.no_grad():
-        for i in range(len(tilts)):
-            mean = expected_exposure(
+
+    def expose(i: int) -> torch.Tensor:
+        with torch.no_grad():
+            return expected_exposure(
                 specimen, tilts, optics, detector, i, sampling=sampling, scattering=scattering, atoms=atoms
             )
+
+    images = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for mean in pool.map(expose, range(len(tilts))):
             images.append(torch.poisson(mean, generator=generator))
             if progress:
-                progress(i + 1, len(tilts))
+                progress(len(images), len(tilts))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return TiltSeries(torch.stack(images), detector.pixel_size, tilts, optics)

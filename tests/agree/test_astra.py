@@ -1,4 +1,4 @@
-"""Projections against ASTRA's `linear` projector: the same geometry, the same hand, to the accuracy of a linear kernel."""
+"""Projections against ASTRA's `linear` projector: the same geometry and hand, to the accuracy of a linear kernel."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """Projection against ASTRA's CPU `linear` projector, and what a proximal step costs beside a projection.
 
-ASTRA works on one core at a time: its rows are shared by as many processes as we have threads. The processes are started
-and hold their slices beforehand, so that neither start-up nor copying between processes is timed.
+ASTRA works on one core at a time: its rows are shared by as many processes as we have threads. They are started and
+hold their slices beforehand, so that neither start-up nor copying between processes is timed.
 """
 
 from __future__ import annotations
