@@ -49,9 +49,8 @@ print(f"contrast in focus {float(in_focus.std()):.3f}, at 0.3 µm underfocus {fl
 transfer = cs.ctf(optics, (128, 128), pixel).to(projected)
 sigma = cs.interaction_constant(300.0)
 linear = 1 + 2 * sigma * torch.fft.ifft2(transfer * torch.fft.fft2(projected)).real
-print(
-    f"linear and full image correlate by {float(torch.corrcoef(torch.stack([linear.flatten(), defocused.flatten()]))[0, 1]):.3f}"
-)
+both = torch.stack([linear.flatten(), defocused.flatten()])
+print(f"linear and full image correlate by {float(torch.corrcoef(both)[0, 1]):.3f}")
 
 # %% [markdown]
 # **Counts.** Twenty electrons fall on each Å². What the detector counts is a Poisson number.

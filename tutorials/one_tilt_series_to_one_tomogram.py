@@ -62,8 +62,8 @@ for method, volume in results.items():
 figure = plot.ortho_slices({"truth": truth, **results})
 
 # %% [markdown]
-# **The operator by itself.** `TiltProjection` is a deepinv physics: it has `A`, `A_adjoint`, `prox_l2`, gradients to the
-# angles, and fits deepinv's solvers. Here is the least-squares step by hand, on images without noise.
+# **The operator by itself.** `TiltProjection` is a deepinv physics: it has `A`, `A_adjoint`, `prox_l2`, gradients to
+# the angles, and fits deepinv's solvers. Here is the least-squares step by hand, on images without noise.
 
 # %%
 physics = inv.TiltProjection(series.tilts.angles.sort().values, volume_shape=(42, 64, 64), normalize=True)

@@ -41,6 +41,8 @@ from inverse.physics.spectral import (
     pair_weights,
     project,
     resolved,
+    shear,
+    shear_adjoint,
     shear_matrices,
     slopes,
     transform_x,
@@ -131,8 +133,8 @@ def backproject_filtered(
     pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)  # (k, 2 tilt, row)
     weights = _tilt_weights(angles, geometry) * resolved(angles, geometry) / geometry.period**0.5
     weights = weights * pair_weights(geometry, images.device)[:, None]
-    shear = shear_matrices(angles, geometry, weights, images)  # (k, 2 tilt, 2 z)
-    return transform_x_adjoint(torch.bmm(shear.transpose(1, 2), pairs), geometry)
+    matrices = shear_matrices(angles, geometry, weights, images)
+    return transform_x_adjoint(shear_adjoint(matrices, pairs), geometry)
 
 
 def image_frequencies(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
@@ -189,15 +191,15 @@ def _edgeless_inverse(angles: torch.Tensor, damping: torch.Tensor, geometry: Til
     """Equation (3) as a function of a volume (z, row, x)."""
     damping = torch.maximum(damping.double(), PRECONDITIONER_FLOOR * largest_eigenvalue(angles, geometry))
     weights = _tilt_weights(angles, geometry) * resolved(angles, geometry)
-    shear = shear_matrices(angles, geometry, weights, like)  # (k, 2 tilt, 2 z)
+    matrices = shear_matrices(angles, geometry, weights, like)
     inverse = torch.cholesky_inverse(_factor(angles, damping, geometry))  # (k, tilt, tilt)
     rows = [torch.stack([inverse.real, -inverse.imag], -1), torch.stack([inverse.imag, inverse.real], -1)]
     small = torch.stack(rows, 2).flatten(3).flatten(1, 2).to(like.dtype)  # (k, 2 tilt, 2 tilt), pairs tilt-major
     small = small * (pair_weights(geometry, like.device) / geometry.period).to(like.dtype)[:, None, None]
 
     def apply(volume: torch.Tensor) -> torch.Tensor:
-        seen = torch.bmm(small, torch.bmm(shear, transform_x(volume, geometry)))
-        return (volume - transform_x_adjoint(torch.bmm(shear.transpose(1, 2), seen), geometry)) / damping.to(volume)
+        seen = torch.bmm(small, shear(matrices, transform_x(volume, geometry)))
+        return (volume - transform_x_adjoint(shear_adjoint(matrices, seen), geometry)) / damping.to(volume)
 
     return apply
 

@@ -13,7 +13,7 @@ On the `stretched` grid u = j cos t, so (2) is a discrete Fourier transform and 
 for the small matrices of (1). On the `camera` grid u = j, and (2) is one more matrix for each tilt. Frequencies beyond
 the Nyquist frequency of z (k tan t) or of the image (k / cos t) are not in the data and are left out.
 
-Everything is real arithmetic: a complex number is a pair of rows (Re, Im), so that all products are plain real matrix
+Everything is real arithmetic: a complex number is a pair (Re, Im), so that all products are plain real matrix
 products. Phases are reduced to one turn in float64 before they are rounded to the precision of the data.
 
 Sources: Bracewell 1956, doi:10.1071/PH560198; the k tan t form is that of the linogram, Edholm & Herman 1987,
@@ -31,6 +31,7 @@ from cryosim.core.fourier import fast_length
 from cryosim.core.record import Record, static
 
 Grid = Literal["camera", "stretched"]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 _LARGEST_MATRIX_TRANSFORM = 768
 """Width up to which the transform along x is a matrix product rather than an FFT: measured, they meet near here."""
@@ -91,10 +92,10 @@ def tilt_geometry(depth: int, width: int, image_width: int | None, grid: Grid, s
 def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """Line integrals (tilt, row, u) [unit of the volume · voxel] of a volume (z, row, x) at `angles` (tilt,) [deg]."""
     weights = image_weights(angles, geometry)
-    shear, image = shear_matrices(angles, geometry, weights, volume), image_matrices(angles, geometry, volume)
+    matrices, image = shear_matrices(angles, geometry, weights, volume), image_matrices(angles, geometry, volume)
     images = []
     for rows in volume.split(_rows_at_once(volume, geometry), dim=1):
-        seen = torch.bmm(shear, transform_x(rows, geometry))  # (k, 2 tilt, 2 z) @ (k, 2 z, row)
+        seen = shear(matrices, transform_x(rows, geometry))  # (k, 2 tilt, z) @ (k, z, row)
         images.append(torch.bmm(tilts_first(seen).transpose(1, 2), image))  # (tilt, row, 2 k) @ (tilt, 2 k, u)
     return torch.cat(images, 1)
 
@@ -102,28 +103,37 @@ def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) 
 def backproject(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """Adjoint of `project`: volume (z, row, x) from images (tilt, row, u)."""
     weights = image_weights(angles, geometry)
-    shear, image = shear_matrices(angles, geometry, weights, images), image_matrices(angles, geometry, images)
+    matrices, image = shear_matrices(angles, geometry, weights, images), image_matrices(angles, geometry, images)
     volume = []
     for rows in images.split(_rows_at_once(images, geometry), dim=1):
         seen = frequencies_first(torch.bmm(image, rows.transpose(1, 2)))  # (tilt, 2 k, u) @ (tilt, u, row)
-        spectra = torch.bmm(shear.transpose(1, 2), seen)  # (k, 2 z, 2 tilt) @ (k, 2 tilt, row)
-        volume.append(transform_x_adjoint(spectra, geometry))
+        volume.append(transform_x_adjoint(shear_adjoint(matrices, seen), geometry))
     return torch.cat(volume, 1)
 
 
-def shear_matrices(
-    angles: torch.Tensor, geometry: TiltGeometry, weights: torch.Tensor, like: torch.Tensor
-) -> torch.Tensor:
-    """Equation (1) times `weights` (k, tilt), real (k, 2 tilt, 2 z): rows (Re, Im) per tilt; columns Re, then Im."""
+def shear_matrices(angles: torch.Tensor, geometry: TiltGeometry, weights: torch.Tensor, like: torch.Tensor) -> Pair:
+    """Equation (1) times `weights` (k, tilt), for the real and for the imaginary part of the volume's transform.
+
+    Each is a real matrix (k, 2 tilt, z) whose rows are the real and the imaginary part of the result, tilt by tilt.
+    """
     k = frequencies(geometry, like.device)  # (k,) [1/voxel]
     kz = k[:, None] * slopes(angles)  # (k, tilt) [1/voxel]
     z = torch.arange(geometry.depth, dtype=torch.float64, device=like.device) - geometry.depth // 2
     cosine, sine = _turn(kz[:, :, None] * z, like.dtype)  # (k, tilt, z)
     scale = weights.to(like.dtype)[:, :, None]
     cosine, sine = cosine * scale, sine * scale
-    # (Re + i Im) of exp(-i phi) (a + i b): Re = cos a + sin b, Im = -sin a + cos b
-    rows = torch.stack([torch.stack([cosine, sine], 2), torch.stack([-sine, cosine], 2)], 2)  # (k, tilt, 2, 2, z)
-    return rows.flatten(3).flatten(1, 2)
+    # exp(-i phi) (a + i b): the real part is cos a + sin b, the imaginary part -sin a + cos b
+    return torch.stack([cosine, -sine], 2).flatten(1, 2), torch.stack([sine, cosine], 2).flatten(1, 2)
+
+
+def shear(matrices: Pair, spectra: Pair) -> torch.Tensor:
+    """What the tilts see, (k, 2 tilt, row), of a volume's transform (Re, Im), each (k, z, row)."""
+    return torch.baddbmm(torch.bmm(matrices[0], spectra[0]), matrices[1], spectra[1])
+
+
+def shear_adjoint(matrices: Pair, seen: torch.Tensor) -> Pair:
+    """Adjoint of `shear`."""
+    return torch.bmm(matrices[0].mT, seen), torch.bmm(matrices[1].mT, seen)
 
 
 def image_matrices(angles: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
@@ -143,34 +153,58 @@ def _rows_at_once(like: torch.Tensor, geometry: TiltGeometry) -> int:
     return max(8, 2**24 // row)
 
 
-def transform_x(volume: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
-    """(z, row, x) to its transform along x as (k, 2 z, row), pairs (Re, Im) k-major: (Re of all z, Im of all z)."""
+def transform_x(volume: torch.Tensor, geometry: TiltGeometry) -> Pair:
+    """Transform along x of a volume (z, row, x), at the frequencies k >= 0: (Re, Im), each (k, z, row).
+
+    As a matrix product where that is faster: the cosines meet only the even part about x = 0, the sines the odd part.
+    """
     depth, rows, width = volume.shape
     if width <= _LARGEST_MATRIX_TRANSFORM:
-        flat = _fourier_matrix(geometry, volume) @ volume.reshape(depth * rows, width).T  # (2 k, z row)
-        return flat.reshape(-1, 2 * depth, rows)
+        cosines_, sines_ = _fourier_matrices(geometry, volume)
+        even, odd = _fold(volume.reshape(depth * rows, width))
+        return (cosines_ @ even.T).view(-1, depth, rows), (sines_ @ odd.T).view(-1, depth, rows)
     spectrum = torch.fft.rfft(volume, n=geometry.period)[..., : geometry.n_frequencies]
-    spectrum = spectrum * _centre(geometry, volume)
-    return torch.view_as_real(spectrum).permute(2, 3, 0, 1).reshape(-1, 2 * depth, rows)
+    spectrum = (spectrum * _centre(geometry, volume)).permute(2, 0, 1)
+    return spectrum.real.contiguous(), spectrum.imag.contiguous()
 
 
-def transform_x_adjoint(spectra: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
-    """Adjoint of `transform_x`: (k, 2 z, row) to (z, row, x)."""
-    depth, rows, width = geometry.depth, spectra.shape[2], geometry.width
+def transform_x_adjoint(spectra: Pair, geometry: TiltGeometry) -> torch.Tensor:
+    """Adjoint of `transform_x`: a volume (z, row, x)."""
+    depth, rows, width = geometry.depth, spectra[0].shape[2], geometry.width
     if width <= _LARGEST_MATRIX_TRANSFORM:
-        flat = spectra.reshape(-1, depth * rows)  # (2 k, z row)
-        return (flat.T @ _fourier_matrix(geometry, spectra)).reshape(depth, rows, width)
-    pairs = spectra.reshape(-1, 2, depth, rows).permute(2, 3, 0, 1)  # (z, row, k, 2)
-    spectrum = torch.view_as_complex(pairs.contiguous()) * _centre(geometry, spectra).conj()
+        cosines_, sines_ = _fourier_matrices(geometry, spectra[0])
+        even, odd = (part.reshape(-1, depth * rows).T @ m for part, m in zip(spectra, (cosines_, sines_), strict=True))
+        return _unfold(even, odd, width).reshape(depth, rows, width)
+    spectrum = torch.complex(*spectra).permute(1, 2, 0) * _centre(geometry, spectra[0]).conj()
     spectrum = torch.nn.functional.pad(spectrum, (0, geometry.period - spectrum.shape[-1]))
     return torch.fft.fft(spectrum.conj())[..., :width].real.contiguous()
 
 
-def _fourier_matrix(geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
-    """exp(-2 pi i k x) as a real matrix (2 k, x), pairs (Re, Im) of rows."""
-    x = torch.arange(geometry.width, dtype=torch.float64, device=like.device) - geometry.width // 2
-    cosine, sine = _turn(frequencies(geometry, like.device)[:, None] * x, like.dtype)
-    return torch.stack([cosine, -sine], 1).flatten(0, 1)
+def _fold(lines: torch.Tensor) -> Pair:
+    """Even and odd part (line, ...) of lines (line, x) about x = 0; an even width's unpaired first sample in both."""
+    width = lines.shape[1]
+    centre, pairs = width // 2, (width - 1) // 2
+    right, left = lines[:, centre + 1 :], lines[:, centre - pairs : centre].flip(1)
+    alone = lines[:, : centre - pairs]  # one column or none
+    return torch.cat([lines[:, centre : centre + 1], right + left, alone], 1), torch.cat([right - left, alone], 1)
+
+
+def _unfold(even: torch.Tensor, odd: torch.Tensor, width: int) -> torch.Tensor:
+    """Adjoint of `_fold`."""
+    pairs = (width - 1) // 2
+    e, o = even[:, 1 : pairs + 1], odd[:, :pairs]
+    return torch.cat([even[:, pairs + 1 :] + odd[:, pairs:], (e - o).flip(1), even[:, :1], e + o], 1)
+
+
+def _fourier_matrices(geometry: TiltGeometry, like: torch.Tensor) -> Pair:
+    """cos and -sin of 2 pi k x (k, x) at the positions that `_fold` leaves for each."""
+    pairs = (geometry.width - 1) // 2
+    x = torch.arange(1, pairs + 1, dtype=torch.float64, device=like.device)
+    alone = x.new_full((geometry.width // 2 - pairs,), -(geometry.width // 2))
+    k = frequencies(geometry, like.device)[:, None]
+    cosine, _ = _turn(k * torch.cat([x.new_zeros(1), x, alone]), like.dtype)
+    _, sine = _turn(k * torch.cat([x, alone]), like.dtype)
+    return cosine, -sine
 
 
 def _centre(geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
