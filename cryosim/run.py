@@ -158,7 +158,6 @@ def parameters(config: RunConfig) -> dict[str, Any]:
             "slice_thickness [Å]": grid.thickness,
         },
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -22,6 +22,9 @@ from cryosim.specimen.potential import BAND
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 
+LARGEST_DOSE = 1e9
+"""Of one exposure [e-/Å^2]; a million times what destroys any specimen, and still countable."""
+
 LARGEST_FIELD = 16384
 """Side of the simulated field [px] beyond which `sampling_for` asks whether it is meant: one wave has 2 GiB there."""
 
@@ -167,10 +170,10 @@ def simulate(
     Raises
     ------
     ValueError
-        When a dose is negative, or from the parts.
+        When a dose is negative, not a number or beyond counting, or from the parts.
     """
-    if (tilts.doses < 0).any():
-        raise ValueError("simulate: TiltScheme.doses holds a negative dose [e-/Å^2].")
+    if not ((tilts.doses >= 0) & (tilts.doses <= LARGEST_DOSE)).all():
+        raise ValueError(f"simulate: expected TiltScheme.doses between 0 and {LARGEST_DOSE:g} e-/Å^2 each.")
     sampling = sampling or sampling_for(detector, optics)
     atoms = assemble(specimen)
 

@@ -78,6 +78,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         A symbolic link is followed, so the link stays and its target is replaced.
     """
     target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise FormatError(target, "file", "a file or nothing", "a folder of that name", "Choose another name.")
     temporary = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
         yield temporary

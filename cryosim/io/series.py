@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cryosim.acquisition.series import TiltSeries
-from cryosim.io.files import FormatError, atomic_write
+from cryosim.io.files import FormatError, atomic_write, existing_file
 from cryosim.io.mdoc import Mdoc, read_mdoc, write_mdoc
 from cryosim.io.mrc import read_stack, stack_dtype, write_stack
 from cryosim.io.tilts import read_tilts, write_tlt
@@ -86,7 +86,7 @@ def read_series(path: str | Path, *, pixel_size: float | None = None, optics: Op
     FormatError
         When a file is missing or malformed, or the files disagree in the number of tilts or the pixel size.
     """
-    path = Path(path)
+    path = existing_file(path)
     beside = _beside(path)
     if beside.suffix.lower() == ".mdoc":
         mdoc = read_mdoc(beside)

@@ -17,10 +17,21 @@ class Detector(Record):
         (y, x) [px].
     pixel_size : float or tensor ()
         At the specimen [Å].
+
+    Raises
+    ------
+    ValueError
+        When there are no pixels, or their size is not positive.
     """
 
     shape: tuple[int, int] = static()
     pixel_size: float | torch.Tensor = item(0)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"Detector.shape: expected two sizes (y, x) [px] of at least 1, got {tuple(self.shape)}.")
+        if isinstance(self.pixel_size, (int, float)) and not self.pixel_size > 0:
+            raise ValueError(f"Detector.pixel_size: expected a positive number [Å], got {self.pixel_size}.")
 
 
 def detect(intensity: torch.Tensor, pixel_size: float | torch.Tensor, detector: Detector) -> torch.Tensor:

@@ -66,3 +66,17 @@ def test_gradients_in_both_pixel_sizes(generator):
     weights = torch.randn(7, 6, generator=generator, dtype=torch.float64)
     sizes = torch.tensor([0.9, 1.4], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: (detect(image, s[0], Detector((7, 6), s[1])) * weights).sum(), sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((0, 4), 1.0), "Detector.shape"),
+        (((4,), 1.0), "Detector.shape"),
+        (((4, 4), 0.0), "Detector.pixel_size"),
+        (((4, 4), -1.0), "Detector.pixel_size"),
+    ],
+)
+def test_a_detector_has_pixels(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Detector(*arguments)
