@@ -53,7 +53,9 @@ def demo(
 @app.command()
 def reconstruct(
     series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
-    thickness: Annotated[float, typer.Option(help="Of the tomogram along the beam [Å].")],
+    thickness: Annotated[
+        float | None, typer.Option(help="Of the tomogram along the beam [Å]; else half the images' width.")
+    ] = None,
     method: Annotated[_Method, typer.Option(help="How.")] = _Method.wbp,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="MRC file; else <series>_<method>.mrc beside it.")

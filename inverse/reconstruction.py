@@ -49,7 +49,7 @@ def reconstruct(
     series: TiltSeries,
     method: Method = "wbp",
     *,
-    thickness: float,
+    thickness: float | None = None,
     bin: int = 1,
     ctf: Correction = "flip",
     filter: Filter = "ramp",
@@ -65,8 +65,8 @@ def reconstruct(
         Counts, or any images whose mean is the unscattered intensity.
     method : {"wbp", "least-squares"}
         Weighted back-projection, or damped least squares in closed form.
-    thickness : float
-        Of the volume along the beam [Å].
+    thickness : float, optional
+        Of the volume along the beam [Å]; half the width of the images when left out.
     bin : int
         Image pixels to a voxel edge, by cutting in Fourier space.
     ctf : {"flip", "wiener", "none"}
@@ -98,7 +98,7 @@ def reconstruct(
     """
     if method not in ("wbp", "least-squares"):
         raise ValueError(f'reconstruct: expected the method "wbp" or "least-squares", got {method!r}.')
-    if not thickness > 0:
+    if thickness is not None and not thickness > 0:
         raise ValueError(f"reconstruct: expected a positive thickness [Å], got {thickness}.")
     if low_pass is not None and not 0 < low_pass < math.inf:
         raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
@@ -106,6 +106,7 @@ def reconstruct(
         raise ValueError(f"reconstruct: expected a positive weight [voxel^2], got {weight}.")
     images, noise = prepare(series, bin=bin, ctf=ctf)  # (tilt, y, x) [V·voxel], (tilt,) [V^2·voxel^2]
     voxel = float(series.pixel_size) * bin
+    thickness = images.shape[2] * voxel / 2 if thickness is None else thickness
     if thickness > _DEEPEST * voxel:
         raise ValueError(
             f"reconstruct: expected a thickness of at most {_DEEPEST} voxels of {voxel:g} Å, got {thickness:g} Å. "

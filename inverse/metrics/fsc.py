@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from cryosim.core.fourier import frequencies, half_frequencies
@@ -27,6 +29,10 @@ class ShellCorrelation(Record):
     correlation: torch.Tensor = item(0)
     samples: torch.Tensor = item(0)
     reliable: torch.Tensor = item(0)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Frequency and correlation, so that `k, c = fsc(a, b, voxel_size)` can be drawn at once."""
+        return iter((self.frequency, self.correlation))
 
     def resolution(self, threshold: float = 0.143) -> float:
         """Resolution [Å] where the reliable correlation first falls below `threshold`, linear between shells.

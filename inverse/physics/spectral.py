@@ -157,7 +157,7 @@ def transform_x(volume: torch.Tensor, geometry: TiltGeometry) -> Pair:
     depth, rows, width = volume.shape
     if width <= _LARGEST_MATRIX_TRANSFORM:
         cosines_, sines_ = _fourier_matrices(geometry, volume)
-        even, odd = _fold(volume.reshape(depth * rows, width))
+        even, odd = (part.reshape(depth * rows, -1) for part in _fold(volume))
         return (cosines_ @ even.T).view(-1, depth, rows), (sines_ @ odd.T).view(-1, depth, rows)
     spectrum = torch.fft.rfft(volume, n=geometry.period)[..., : geometry.n_frequencies]
     spectrum = (spectrum * _centre(geometry, volume)).permute(2, 0, 1)
@@ -177,12 +177,12 @@ def transform_x_adjoint(spectra: Pair, geometry: TiltGeometry) -> torch.Tensor:
 
 
 def _fold(lines: torch.Tensor) -> Pair:
-    """Even and odd part (line, ...) of lines (line, x) about x = 0; an even width's unpaired first sample in both."""
-    width = lines.shape[1]
+    """Even and odd part (..., .) of lines (..., x) about x = 0; an even width's unpaired first sample in both."""
+    width = lines.shape[-1]
     centre, pairs = width // 2, (width - 1) // 2
-    right, left = lines[:, centre + 1 :], lines[:, centre - pairs : centre].flip(1)
-    alone = lines[:, : centre - pairs]  # one column or none
-    return torch.cat([lines[:, centre : centre + 1], right + left, alone], 1), torch.cat([right - left, alone], 1)
+    right, left = lines[..., centre + 1 :], lines[..., centre - pairs : centre].flip(-1)
+    alone = lines[..., : centre - pairs]  # one column or none
+    return torch.cat([lines[..., centre : centre + 1], right + left, alone], -1), torch.cat([right - left, alone], -1)
 
 
 def _unfold(even: torch.Tensor, odd: torch.Tensor, width: int) -> torch.Tensor:

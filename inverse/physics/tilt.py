@@ -98,7 +98,7 @@ class TiltProjection(LinearPhysics):
         def act(item: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
             return backproject(item, tilts, self.geometry)
 
-        return self._each(act, self.fit_rows(y)) / self.scale.to(y)
+        return self._each(act, self.fit_rows(y) / self.scale.to(y))
 
     def prox_l2(
         self,

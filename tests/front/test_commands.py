@@ -251,6 +251,12 @@ def test_reconstruct_writes_a_tomogram(method, bin, simulated):
     assert set(listing(simulated)) == {*SIMULATED, path.name}
 
 
+def test_a_tomogram_is_half_as_deep_as_wide_unless_told(simulated):
+    done = inv("reconstruct", simulated / "tiny.mrc")
+    with mrcfile.open(Path(done.stdout.strip())) as tomogram:
+        assert tomogram.data.shape == (16, 32, 32)
+
+
 @pytest.mark.parametrize("method", ["wbp", "least-squares"])
 @pytest.mark.parametrize(("axis_angle", "ny", "nx"), [(0, 32, 32), (90, 24, 33), (-85.3, 25, 32), (30, 30, 30)])
 def test_the_tomogram_is_of_the_truth_and_not_of_its_mirror_images(method, axis_angle, ny, nx, tmp_path):
@@ -278,7 +284,6 @@ def test_a_reconstruction_is_the_same_every_time(simulated, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         ("--thickness", "thick"),
         ("--thickness", "100", "--bin", "0"),
         ("--thickness", "100", "--bin", "1.5"),

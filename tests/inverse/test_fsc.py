@@ -16,6 +16,8 @@ def noise(shape, seed):
 def test_a_volume_with_itself_and_its_negative(shape):
     v = noise(shape, 0)
     same, opposite = fsc(v, 3 * v, 2.0), fsc(v, -v, 2.0)
+    frequency, correlation = same
+    assert torch.equal(frequency, same.frequency) and torch.equal(correlation, same.correlation)
     filled = same.samples > 0
     torch.testing.assert_close(same.correlation[filled], torch.ones_like(same.correlation[filled]))
     torch.testing.assert_close(opposite.correlation[filled], -torch.ones_like(opposite.correlation[filled]))
