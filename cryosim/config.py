@@ -102,7 +102,7 @@ class OpticsSection(_Section):
     phase_shift: float = 0.0
     """By a phase plate [deg]."""
     amplitude_contrast: float = Field(default=0.07, ge=0, le=1)
-    """Fraction of the scattering that is absorption [1]."""
+    """Fraction of the scattering that is absorption [1]; 0.07 takes half the beam in 1700 Å of ice."""
 
 
 class DetectorSection(_Section):
@@ -114,7 +114,7 @@ class DetectorSection(_Section):
 
 class SamplingSection(_Section):
     pixel_size: float | None = Field(default=None, gt=0)
-    """Of the simulated wave [Å]; null takes two thirds of the detector's."""
+    """Of the simulated wave [Å]; null takes 0.47 of the detector's."""
     thickness: float | None = Field(default=None, ge=0.1)
     """Of a slice [Å]; null takes 10 Å or less where the wave needs it."""
     parametrization: Literal["lobato", "kirkland", "peng"] = "lobato"

@@ -89,7 +89,7 @@ def reconstruct(
     Warns
     -----
     UserWarning
-        When a correction is asked for and the series has no optics.
+        When the series has no optics: not corrected, and scaled as for 300 kV.
 
     Raises
     ------
@@ -150,6 +150,7 @@ def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tu
     if ctf not in ("flip", "wiener", "none"):
         raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
     counts, tilts, optics = series.images, series.tilts, series.optics
+    counts = counts if counts.is_floating_point() else counts.float()
     ny, nx = counts.shape[1:]
     if not 1 <= bin <= min(ny, nx) or bin != int(bin):
         raise ValueError(f"reconstruct: expected a whole bin from 1 to {min(ny, nx)}, the image's side, got {bin}.")
@@ -164,10 +165,10 @@ def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tu
     gain = 1 / (2 * interaction_constant(voltage) * series.pixel_size * bin).to(contrast)
     gain = gain.reshape(-1, 1, 1)
     spectra = torch.fft.rfft2(contrast)
-    if optics is None and ctf != "none":
+    if optics is None:
         warnings.warn(
-            "reconstruct: the series has no optics, so its contrast transfer is not corrected. Set TiltSeries.optics, "
-            'or say ctf="none".',
+            "reconstruct: the series has no optics, so its contrast transfer is not corrected, and its volts are "
+            "those of a 300 kV microscope. Set TiltSeries.optics.",
             UserWarning,
             stacklevel=3,
         )

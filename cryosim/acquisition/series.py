@@ -6,7 +6,7 @@ import torch
 
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.record import Record, item
-from cryosim.microscope.optics import Optics
+from cryosim.microscope.optics import Optics, check_per_tilt
 
 
 class TiltSeries(Record):
@@ -40,3 +40,5 @@ class TiltSeries(Record):
                 f"TiltSeries: expected images (tilt, y, x) with {len(self.tilts)} tilts, one for each angle, got "
                 f"{tuple(self.images.shape)}."
             )
+        if self.optics is not None:
+            check_per_tilt(self.optics, len(self.tilts))

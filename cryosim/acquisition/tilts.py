@@ -35,6 +35,9 @@ class TiltScheme(Record):
     axis_angle: float | torch.Tensor = item(0, default=0.0)
 
     def __post_init__(self) -> None:
+        for name in ("angles", "doses", "shifts"):
+            if not isinstance(getattr(self, name), torch.Tensor) and getattr(self, name) is not None:
+                object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
         n = self.angles.shape
         if len(n) != 1 or self.doses.shape != n:
             raise ValueError(

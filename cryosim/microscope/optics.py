@@ -18,6 +18,8 @@ Derivation: i e^{i a} e^{-i chi} - i e^{-i a} e^{+i chi} = 2 sin(chi - a), with 
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from cryosim.core.constants import wavelength
@@ -57,11 +59,26 @@ class Optics(Record):
     amplitude_contrast: Number = item(default=0.0)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if not isinstance(value, (int, float, torch.Tensor)):  # a list or an array: one value per tilt
+                object.__setattr__(self, field.name, torch.as_tensor(value, dtype=torch.float64))
         if isinstance(self.voltage, (int, float)) and not self.voltage > 0:
             raise ValueError(f"Optics.voltage: expected a positive number [kV], got {self.voltage}. 300 is usual.")
         if isinstance(self.amplitude_contrast, (int, float)) and not 0 <= self.amplitude_contrast <= 1:
             raise ValueError(
                 f"Optics.amplitude_contrast: expected 0 to 1, got {self.amplitude_contrast}. 0.07 is usual."
+            )
+
+
+def check_per_tilt(optics: Optics, n_tilts: int) -> None:
+    """Raise ValueError unless every field is one number or one for each of `n_tilts` tilts."""
+    for field in dataclasses.fields(optics):  # type: ignore[arg-type]
+        value = getattr(optics, field.name)
+        if isinstance(value, torch.Tensor) and value.shape not in ((), (n_tilts,)):
+            raise ValueError(
+                f"Optics.{field.name}: expected one number or one for each of {n_tilts} tilts, got shape "
+                f"{tuple(value.shape)}."
             )
 
 

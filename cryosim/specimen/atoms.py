@@ -35,12 +35,20 @@ class Atoms(Record):
     occupancies: torch.Tensor = item(0, default=None)
 
     def __post_init__(self) -> None:
+        for name, dtype in (("positions", torch.float64), ("numbers", torch.long)):
+            if not isinstance(getattr(self, name), torch.Tensor):
+                object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=dtype))
+        if self.numbers.is_floating_point():
+            raise ValueError(f"Atoms.numbers: expected whole numbers, got {self.numbers.dtype}.")
         if self.positions.ndim != 2 or self.positions.shape[1] != 3:
             raise ValueError(f"Atoms.positions: expected shape (atom, 3), got {tuple(self.positions.shape)}.")
         n = self.positions.shape[0]
         for name, blank in (("b_factors", torch.zeros), ("occupancies", torch.ones)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, blank(n, dtype=self.positions.dtype, device=self.positions.device))
+            like = {"dtype": self.positions.dtype, "device": self.positions.device}
+            given = getattr(self, name)
+            if not isinstance(given, torch.Tensor):
+                value = blank(n, **like) if given is None else torch.as_tensor(given, **like)
+                object.__setattr__(self, name, value)
         for name in ("numbers", "b_factors", "occupancies"):
             shape = tuple(getattr(self, name).shape)
             if shape != (n,):

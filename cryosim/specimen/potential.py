@@ -8,7 +8,7 @@ slice is the structure factor
 evaluated here for |k| below two thirds of the Nyquist frequency, which is all that multislice may keep, in three steps.
 
 1. *Few radial functions.* The factors g_a(k) = f_Z(k) exp(-B k^2 / 4) of all atoms together span, to 1e-7, a space of
-   only 4 to 10 functions phi_j(k): g_a = sum_j c_aj phi_j (a singular value decomposition of the family sampled at
+   only 4 to 15 functions phi_j(k): g_a = sum_j c_aj phi_j (a singular value decomposition of the family sampled at
    Chebyshev nodes in k^2). So every atom may have its own B-factor at no cost in transforms.
 2. *Spread.* Each atom adds c_aj times a narrow bell to grid j: exp(beta (sqrt(1 - (2 x / w)^2) - 1)), w samples wide
    (Barnett, Magland & af Klinteberg 2019, doi:10.1137/18M120885X). Inside two thirds of Nyquist the grid itself is a
@@ -16,7 +16,8 @@ evaluated here for |k| below two thirds of the Nyquist frequency, which is all t
 3. *Transform.* V^ = sum_j phi_j(k) FFT[grid_j] / (transform of the bell).
 
 Along z an atom between two slice centres is shared between them linearly, so that its height, and with it its defocus,
-enters exactly to first order, and smoothly.
+enters exactly to first order, and smoothly. Beyond the outermost centres the line is continued (shares below 0 and
+above 1), which keeps the total and the height right there too.
 """
 
 from __future__ import annotations
@@ -139,25 +140,25 @@ class AtomSlices:
 class RadialBasis:
     """A few functions phi_j(k) that span the scattering factors of all atoms, and every atom's coefficients in them."""
 
-    def __init__(self, atoms: Atoms, parametrization: Parametrization, solvent: float, limit: float, tolerance: float):
+    def __init__(
+        self,
+        atoms: Atoms,
+        parametrization: Parametrization,
+        solvent: float | torch.Tensor,
+        limit: float,
+        tolerance: float,
+    ) -> None:
         self._elements = torch.unique(atoms.numbers)
         self._element_of = torch.full((int(self._elements.max()) + 1,), -1, device=atoms.numbers.device)
         self._element_of[self._elements] = torch.arange(len(self._elements), device=atoms.numbers.device)
         self.limit = limit  # largest k^2 [1/Å^2]
-        b = atoms.b_factors.detach().double()
-        self._parametrization: Parametrization = parametrization
-        self._solvent = solvent
-        # samples of the family: every element at Chebyshev nodes of its B-factors
-        span = (b.max() - b.min()) / 2
-        b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 16).to(b.device))
-        n = 32  # nodes in k^2, doubled until the factors are resolved
-        while not self._sample(n) and n < 512:
+        n = 32  # nodes in k^2, doubled until the family's Chebyshev series end
+        nodes, family = self._family(n, atoms, parametrization, solvent)
+        while not _ends(family, n) and n < 512:
             n *= 2
-        nodes, factors = self._nodes, self._node_factors
-        family = (factors[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)  # (sample, node)
-        if atoms.b_factors.requires_grad:  # the span must hold the slopes d g / d B = -k^2 g / 4 too
-            family = torch.cat([family, family * nodes])
-        family = family / family.norm(dim=1, keepdim=True)
+            nodes, family = self._family(n, atoms, parametrization, solvent)
+        self._nodes = nodes
+        self._node_factors = _factors(self._elements, nodes, parametrization, solvent)  # (element, node)
         _, sizes, vectors = torch.linalg.svd(family, full_matrices=False)
         rank = 1
         while rank < len(sizes):
@@ -166,19 +167,30 @@ class RadialBasis:
                 break
             rank += 1
         self._vectors = vectors[:rank]  # (j, node), orthonormal
-        self._series = self._vectors @ _chebyshev_transform(n).to(b.device).T  # (j, degree)
+        self._series = self._vectors @ _chebyshev_transform(n).to(nodes.device).T  # (j, degree)
+
+    def _family(
+        self, n: int, atoms: Atoms, parametrization: Parametrization, solvent: float | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """n nodes in k^2, and there every element's factor at a range of B-factors (sample, node), of norm one."""
+        b = atoms.b_factors.detach().double()
+        nodes = 0.5 * self.limit * (1 + chebyshev_nodes(n).to(b.device))
+        factors = _factors(self._elements, nodes, parametrization, solvent).detach()
+        if (
+            isinstance(solvent, torch.Tensor) and solvent.requires_grad
+        ):  # the span must hold slopes too: in the solvent,
+            factors = torch.cat([factors, displaced_solvent_factor(self._elements, nodes)])
+        span = (b.max() - b.min()) / 2
+        b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
+        family = (factors[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
+        if atoms.b_factors.requires_grad:  # and in B, where d g / d B = -k^2 g / 4
+            family = torch.cat([family, family * nodes])
+        return nodes, family / family.norm(dim=1, keepdim=True)
 
     @property
     def rank(self) -> int:
         """How many functions there are."""
         return self._vectors.shape[0]
-
-    def _sample(self, n: int) -> bool:
-        """Take the factors at n nodes; False where their Chebyshev series has not ended yet."""
-        self._nodes = 0.5 * self.limit * (1 + chebyshev_nodes(n).to(self._elements.device))
-        self._node_factors = self._factors(self._nodes)  # (element, node)
-        tail = (self._node_factors @ _chebyshev_transform(n).to(self._nodes.device).T)[:, -3:]
-        return bool((tail.abs().amax(1) < 1e-11 * self._node_factors.abs().amax(1)).all())
 
     def coefficients(self, atoms: Atoms) -> torch.Tensor:
         """c (atom, j), differentiable in the B-factors; in float64."""
@@ -194,13 +206,21 @@ class RadialBasis:
             b1, b2 = 2 * x * b1 - b2 + series[:, degree], b1
         return x * b1 - b2 + series[:, 0]
 
-    def _factors(self, squared_frequency: torch.Tensor) -> torch.Tensor:
-        factors = POTENTIAL_PER_FORM_FACTOR * scattering_factor(
-            self._elements, squared_frequency, self._parametrization
-        )
-        if self._solvent:
-            factors = factors - self._solvent * displaced_solvent_factor(self._elements, squared_frequency)
-        return factors
+
+def _factors(
+    elements: torch.Tensor,
+    squared_frequency: torch.Tensor,
+    parametrization: Parametrization,
+    solvent: float | torch.Tensor,
+) -> torch.Tensor:
+    """Potential (element, ...) [V Å^3] of an atom less that of the medium it displaces."""
+    factors = POTENTIAL_PER_FORM_FACTOR * scattering_factor(elements, squared_frequency, parametrization)
+    return factors - solvent * displaced_solvent_factor(elements, squared_frequency)
+
+
+def _ends(family: torch.Tensor, n: int) -> bool:
+    """Whether the Chebyshev series of all functions (sample, node) at n nodes have ended."""
+    return bool(((family @ _chebyshev_transform(n).to(family.device).T)[:, -3:].abs() < 1e-11).all())
 
 
 def potential_slices(
@@ -211,7 +231,7 @@ def potential_slices(
     n_slices: int,
     parametrization: Parametrization = "lobato",
     *,
-    solvent: float = 0.0,
+    solvent: float | torch.Tensor = 0.0,
     width: int = 8,
     dtype: torch.dtype | None = None,
 ) -> AtomSlices:
@@ -229,7 +249,7 @@ def potential_slices(
         Slice n_slices // 2 is centred on z = 0.
     parametrization : {"lobato", "kirkland", "peng"}
         Of the scattering factors.
-    solvent : float
+    solvent : float or tensor ()
         Inner potential of the medium that the atoms displace [V]; 0 in vacuum. With it the slices hold the difference
         from the undisturbed medium.
     width : int

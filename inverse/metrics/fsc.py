@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from cryosim.core.fourier import frequencies, half_frequencies
 from cryosim.core.record import Record, item
+from cryosim.core.volume import Volume
 
 
 class ShellCorrelation(Record):
@@ -51,8 +52,8 @@ class ShellCorrelation(Record):
 
 
 def fsc(
-    a: torch.Tensor,
-    b: torch.Tensor,
+    a: torch.Tensor | Volume,
+    b: torch.Tensor | Volume,
     voxel_size: float,
     *,
     region: torch.Tensor | None = None,
@@ -62,7 +63,7 @@ def fsc(
 
     Parameters
     ----------
-    a, b : tensor (z, y, x)
+    a, b : tensor (z, y, x) or Volume
         Any common unit; they need not be cubes.
     voxel_size : float
         [Å].
@@ -85,6 +86,7 @@ def fsc(
     -----
     Harauz & van Heel 1986, Optik 73, 146.
     """
+    a, b = (torch.as_tensor(v.values if isinstance(v, Volume) else v) for v in (a, b))
     if a.shape != b.shape or a.ndim != 3:
         raise ValueError(
             f"fsc: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
@@ -118,11 +120,12 @@ def fsc(
     return ShellCorrelation(middle, correlation, samples, reliable)
 
 
-def measured_region(shape: tuple[int, int, int], angles: torch.Tensor) -> torch.Tensor:
+def measured_region(shape: tuple[int, int, int], angles: torch.Tensor | Sequence[float]) -> torch.Tensor:
     """Fourier samples (z, y, x // 2 + 1), True where kz lies between the lowest and the highest tilt `angles` [deg].
 
     With cubic voxels. The slice of a tilt by t lies at kz = kx tan t; what no tilt reaches is the missing wedge.
     """
+    angles = torch.as_tensor(angles)
     kz = frequencies(shape[0], dtype=torch.float64)[:, None, None]
     kx = half_frequencies(shape[2], dtype=torch.float64)[None, None, :]
     low, high = (torch.tan(torch.deg2rad(t.double())) for t in (angles.min(), angles.max()))

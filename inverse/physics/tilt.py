@@ -16,7 +16,7 @@ class TiltProjection(LinearPhysics):
     """Projections of a volume at tilts about y: line integrals in voxels, exact for band-limited volumes.
 
     Volumes are (batch, channel, z, y, x), images (batch, channel, tilt, y, x). All methods are differentiable in the
-    volume, the data and the angles, and keep no state between calls.
+    volume, the data and the angles. Angles given to a call stay, as deepinv's `update` has it; nothing else does.
 
     Parameters
     ----------
@@ -61,9 +61,10 @@ class TiltProjection(LinearPhysics):
         **physics,
     ) -> None:
         super().__init__(img_size=(1, *volume_shape), tol=tolerance, max_iter=max_iterations, **physics)
-        angles = torch.as_tensor(angles, dtype=None if isinstance(angles, torch.Tensor) else torch.float64)
+        if not (isinstance(angles, torch.Tensor) and angles.is_floating_point()):
+            angles = torch.as_tensor(angles, dtype=torch.float64)
         angles = angles[None] if angles.ndim == 1 else angles
-        if angles.ndim != 2 or not angles.is_floating_point() or not torch.isfinite(angles).all():
+        if angles.ndim != 2 or angles.numel() == 0 or not torch.isfinite(angles).all():
             raise ValueError(
                 f"angles: expected finite numbers of shape (tilt,) or (batch, tilt) [deg], got {tuple(angles.shape)} "
                 f"of {angles.dtype}."
@@ -72,13 +73,32 @@ class TiltProjection(LinearPhysics):
             raise ValueError(f"volume_shape: expected three sizes (z, y, x), got {tuple(volume_shape)}.")
         self.volume_shape = tuple(volume_shape)
         self.image_shape = tuple(image_shape or volume_shape[1:])
-        depth, _, width = self.volume_shape
-        steepest = float(angles.detach().abs().max())
-        self.geometry: TiltGeometry = tilt_geometry(depth, width, self.image_shape[1], grid, steepest)
+        self._reach(angles, grid)
         self.register_buffer("angles", angles)
         self.register_buffer("scale", torch.ones((), dtype=angles.dtype))
         if normalize:
             self.scale = _norm(angles[0].detach(), self.geometry).to(angles.dtype)
+
+    def update_parameters(self, angles: torch.Tensor | None = None, **kwargs) -> None:
+        """Take new angles (tilt,) or (batch, tilt) [deg]; steeper ones than so far get a longer period.
+
+        Raises
+        ------
+        ValueError
+            For tilts of 89 degrees or more.
+        """
+        if angles is not None:
+            angles = angles[None] if angles.ndim == 1 else angles
+            self._reach(angles, self.geometry.grid)
+        super().update_parameters(angles=angles, **kwargs)
+
+    def _reach(self, angles: torch.Tensor, grid: Grid) -> None:
+        """A geometry in which nothing wraps at the steepest of `angles`, or of those before."""
+        depth, _, width = self.volume_shape
+        steepest = float(angles.detach().abs().max())
+        needed = tilt_geometry(depth, width, self.image_shape[1], grid, steepest)
+        if "geometry" not in vars(self) or needed.period > self.geometry.period:
+            self.geometry: TiltGeometry = needed
 
     def A(self, x: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Images (batch, channel, tilt, y, x) of volumes (batch, channel, z, y, x)."""
@@ -93,7 +113,7 @@ class TiltProjection(LinearPhysics):
     def A_adjoint(self, y: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Volumes (batch, channel, z, y, x) from images (batch, channel, tilt, y, x)."""
         self.update_parameters(angles=angles, **kwargs)
-        self._expect(y, (self.angles.shape[-1], *self.image_shape), "images (batch, channel, tilt, y, x)")
+        self.expect_images(y)
 
         def act(item: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
             return backproject(item, tilts, self.geometry)
@@ -124,11 +144,20 @@ class TiltProjection(LinearPhysics):
             Instead of the operator's own, for this call.
         solver, verbose, **kwargs
             deepinv's choice of an iterative solver, which is not needed here.
+
+        Raises
+        ------
+        ValueError
+            For a gamma that is not positive, or data of another shape.
         """
+        self.expect_images(y)
         volume = (*y.shape[:2], *self.volume_shape)
-        if not isinstance(z, torch.Tensor):
-            z = y.new_full(volume, 0.0 if z is None else float(z))
+        z = z.to(y).expand(volume) if isinstance(z, torch.Tensor) else y.new_full(volume, float(z or 0.0))
         gamma = torch.as_tensor(gamma, dtype=y.dtype, device=y.device).reshape(-1)
+        if len(gamma) not in (1, len(y)) or not (gamma > 0).all():
+            raise ValueError(
+                f"prox_l2: expected a positive gamma, or one for each of {len(y)} items, got {gamma.tolist()}."
+            )
         return self._solve(z, y, self.scale.to(y) ** 2 / gamma, tol, max_iter)
 
     def A_dagger(
@@ -175,6 +204,10 @@ class TiltProjection(LinearPhysics):
             raise ValueError(f"angles: expected one row, or one for each of {b} items, got {self.angles.shape[0]}.")
         items = [act(item.movedim(0, 1).flatten(1, 2), t) for item, t in zip(batch, self.angles, strict=True)]
         return torch.stack([out.unflatten(1, (c, rows)).movedim(1, 0) for out in items])
+
+    def expect_images(self, images: torch.Tensor) -> None:
+        """Raise ValueError unless `images` are what this operator makes."""
+        self._expect(images, (self.angles.shape[-1], *self.image_shape), "images (batch, channel, tilt, y, x)")
 
     def fit_rows(self, images: torch.Tensor, rows: int | None = None) -> torch.Tensor:
         """Images cut or padded with zeros to `rows` (those of the volume), about the centre row n // 2."""

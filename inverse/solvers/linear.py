@@ -20,6 +20,7 @@ class TiltOperator(Protocol):
     scale: torch.Tensor
     geometry: TiltGeometry
 
+    def expect_images(self, images: torch.Tensor, /) -> None: ...
     def fit_rows(self, images: torch.Tensor, /) -> torch.Tensor: ...
     def prox_l2(self, z: None, y: torch.Tensor, gamma: float | torch.Tensor, /) -> torch.Tensor: ...
 
@@ -45,7 +46,7 @@ def wbp(
     -------
     tensor (z, y, x) or (batch, channel, z, y, x)
     """
-    batch, flat = _as_batch(images)
+    batch, flat = _as_batch(physics, images)
     if low_pass is not None:
         batch = low_passed(batch, low_pass)
 
@@ -85,7 +86,7 @@ def least_squares(
     ValueError
         When the weight is not positive.
     """
-    batch, flat = _as_batch(images)
+    batch, flat = _as_batch(physics, images)
     if weight is None:
         weight = 0.01 * largest_eigenvalue(physics.angles[0].detach(), physics.geometry) / physics.scale**2
     if not float(weight) > 0:
@@ -148,7 +149,7 @@ def _exact(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
 
 def _each_item(physics: TiltOperator, batch: torch.Tensor, act) -> torch.Tensor:
     """act(rows (tilt, row, u), angles (tilt,)) -> (z, row, x) for every item; channels are more rows of one problem."""
-    angles = physics.angles.detach().expand(len(batch), -1)
+    angles = physics.angles.expand(len(batch), -1)
     volumes = [
         act(item.movedim(0, 1).flatten(1, 2), tilts).unflatten(1, (item.shape[0], -1)).movedim(1, 0)
         for item, tilts in zip(physics.fit_rows(batch), angles, strict=True)
@@ -156,7 +157,9 @@ def _each_item(physics: TiltOperator, batch: torch.Tensor, act) -> torch.Tensor:
     return torch.stack(volumes) * physics.scale.to(batch)
 
 
-def _as_batch(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def _as_batch(physics: TiltOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     if images.ndim not in (3, 5):
         raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")
-    return (images[None, None], True) if images.ndim == 3 else (images, False)
+    batch = images[None, None] if images.ndim == 3 else images
+    physics.expect_images(batch)
+    return batch, images.ndim == 3

@@ -178,12 +178,12 @@ def test_expected_counts_are_differentiable_in_the_tilt(generator):
     assert [float(g) for g in gradients] == pytest.approx([float(s) for s in slopes], rel=1e-5)
 
 
-def test_sampling_reaches_the_detectors_nyquist_frequency():
+def test_sampling_reaches_the_corners_of_the_detectors_band():
     detector, optics = Detector((100, 81), 1.8), Optics(defocus=30000.0)
     sampling = sampling_for(detector, optics)
     edge = (2 / 3) / (2 * sampling.pixel_size)
-    assert edge == pytest.approx(1 / (2 * 1.8))
-    margin = wavelength(300.0) * 30000.0 * edge  # how far the defocus carries a wave of that frequency
+    assert edge == pytest.approx(math.sqrt(2) / (2 * 1.8))
+    margin = wavelength(300.0) * 30000.0 / (2 * 1.8)  # how far along an axis the defocus carries such a wave
     for n, m in zip(sampling.shape, detector.shape, strict=True):
         assert n * sampling.pixel_size >= m * 1.8 + 2 * margin
     assert math.pi * wavelength(300.0) * sampling.thickness * edge**2 <= 0.1 + 1e-12
@@ -219,3 +219,9 @@ def test_a_detector_larger_than_the_sampling(generator):
     sampling = Sampling(shape=(24, 24), pixel_size=2.0, thickness=4.0)
     with pytest.raises(ValueError, match="beyond the simulated field"):
         simulate(specimen_of(cluster(generator)), TILTS, OPTICS, DETECTOR, generator=generator, sampling=sampling)
+
+
+def test_optics_fit_the_tilts(generator):
+    nine = OPTICS.replace(defocus=torch.linspace(1e3, 2e3, 9))
+    with pytest.raises(ValueError, match="Optics.defocus: expected one number or one for each of 3 tilts"):
+        simulate(specimen_of(cluster(generator)), TILTS, nine, DETECTOR, generator=generator)

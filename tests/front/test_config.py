@@ -264,7 +264,7 @@ def test_a_field_that_no_memory_holds_is_refused(keys, tmp_path):
 
 def test_a_large_field_may_be_asked_for_by_its_shape():
     camera, lens = Detector((7, 9), 0.3), Optics(defocus=50000.0)
-    with pytest.raises(ValueError, match="got 16520 px of 0.2 Å"):
+    with pytest.raises(ValueError, match="got 23362 px of 0.14"):
         sampling_for(camera, lens)
     assert sampling_for(camera, lens, shape=(64, 80)).shape == (64, 80)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,9 +104,9 @@ def test_prox_satisfies_its_optimality_condition(shape, grid, dtype, strength, g
     assert wrong.norm() <= bound * right.norm()
 
 
-@pytest.mark.parametrize(("strength", "most"), [(1.0, 3), (10.0, 5), (50.0, 8)])
+@pytest.mark.parametrize(("strength", "most"), [(1.0, 3), (10.0, 5), (50.0, 8), (100.0, 10), (1000.0, 20)])
 def test_prox_on_the_camera_grid_takes_few_iterations(strength, most, generator):
-    """Preconditioned with the closed form: at most 8 iterations to 1e-4 for gamma |A|^2 up to 50."""
+    """Preconditioned with the closed form, to 1e-4: at most 8 iterations for gamma |A|^2 up to 50, 20 for 1000."""
     physics = TiltProjection(ANGLES, (32, 3, 64))
     volume = torch.randn(32, 3, 64, generator=generator, dtype=torch.float64)
     y = physics.A(volume[None, None])[0, 0]
@@ -176,3 +177,26 @@ def test_bad_shapes():
         physics.A_adjoint(torch.zeros(1, 1, 3, 6, 8))
     with pytest.raises(ValueError, match="one for each of 2 items"):
         physics.A(torch.zeros(2, 1, 4, 6, 8), angles=torch.zeros(3, 2))
+
+
+def test_steeper_angles_do_not_wrap(generator):
+    """An operator made for low tilts and updated to steep ones is the operator made for steep ones."""
+    x = torch.randn(1, 1, 24, 2, 40, generator=generator, dtype=torch.float64)
+    steep = torch.tensor([-60.0, 0.0, 60.0], dtype=torch.float64)
+    physics = TiltProjection([-10.0, 0.0, 10.0], (24, 2, 40))
+    torch.testing.assert_close(physics.A(x, angles=steep), TiltProjection(steep, (24, 2, 40)).A(x))
+
+
+@pytest.mark.parametrize("grid", ["camera", "stretched"])
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), torch.tensor([1.0, 1.0, 1.0])])
+def test_gamma_is_positive_and_one_for_each_item(grid, gamma, generator):
+    physics = TiltProjection([-10.0, 0.0, 10.0], (8, 2, 20), grid=grid)
+    with pytest.raises(ValueError, match="positive gamma"):
+        physics.prox_l2(None, torch.zeros(2, 1, 3, 2, 20), gamma)
+
+
+@pytest.mark.parametrize("angles", [[0, 10], range(0, 20, 10), torch.tensor([0, 10]), np.array([0.0, 10.0])])
+def test_angles_in_any_form(angles, generator):
+    x = torch.randn(1, 1, 8, 2, 20, generator=generator, dtype=torch.float64)
+    expected = TiltProjection(torch.tensor([0.0, 10.0], dtype=torch.float64), (8, 2, 20)).A(x)
+    torch.testing.assert_close(TiltProjection(angles, (8, 2, 20)).A(x), expected)

@@ -166,3 +166,12 @@ def test_voltage_must_be_positive(voltage):
 def test_amplitude_contrast_is_a_fraction(contrast):
     with pytest.raises(ValueError, match="amplitude_contrast"):
         Optics(amplitude_contrast=contrast)
+
+
+def test_one_value_per_tilt_as_a_list():
+    listed, stacked = (
+        Optics(defocus=[1e4, 2e4, 3e4]),
+        Optics(defocus=torch.tensor([1e4, 2e4, 3e4], dtype=torch.float64)),
+    )
+    torch.testing.assert_close(ctf(listed, (8, 9), 2.0), ctf(stacked, (8, 9), 2.0))
+    assert ctf(listed, (8, 9), 2.0).shape == (3, 8, 9)

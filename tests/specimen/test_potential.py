@@ -300,3 +300,18 @@ def test_slices_in_memory_are_a_source_too(generator):
     slices = Slices(values, 1.0, 2.0)
     assert len(slices) == 5
     assert torch.equal(slices[3], values[:, 3])
+
+
+@pytest.mark.parametrize("pixel", [1 / 3, 0.5, 1.0])
+def test_one_atom_with_a_huge_b_factor_does_not_spoil_the_others(pixel):
+    """Whatever the spread of the B-factors, each atom has its own: here the best ordered of 0, 37 and 999 Å^2."""
+    atoms = Atoms(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([6]), torch.zeros(1, dtype=torch.float64))
+    far = torch.tensor([[-4.0, 3.0, 0.0], [4.0, -3.0, 0.0]], dtype=torch.float64)
+    crowd = Atoms(
+        torch.cat([atoms.positions, far]),
+        torch.full((3,), 6),
+        torch.tensor([0.0, 37.0, 999.0], dtype=torch.float64),
+        torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
+    )
+    alone, among = (potential_slices(a, (48, 48), pixel, 2.0, 1)[0] for a in (atoms, crowd))
+    assert (alone - among).norm() <= 3e-6 * alone.norm()

@@ -278,3 +278,27 @@ def test_volume_equals_direct_fourier_synthesis(shape, dtype, generator):
     for shell in shells.unique():
         here = shells == shell
         assert got_minus[here].norm() < 0.03 * wanted[keep][here].norm(), f"shell {int(shell)}"
+
+
+def test_molecules_are_placed_inside_the_ice(generator):
+    with pytest.raises(ValueError, match="does not lie inside ice 20 Å thick"):
+        place_randomly([cluster_of_two()], [1], (60.0, 60.0, 30.0), ice=Ice(20.0), generator=generator)
+
+
+def cluster_of_two() -> Atoms:
+    return Atoms([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], [6, 8])
+
+
+def test_gradient_in_the_inner_potential_of_the_ice():
+    """Through the solvent that atoms displace, not only through the column of ice."""
+    pose = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
+
+    def contrast(potential):
+        specimen = Specimen((cluster_of_two(),), (pose,), (20.0, 20.0, 20.0), Ice(30.0, potential))
+        slices = tilted_slices(specimen, 20.0, (24, 24), 1.0, 4.0, dtype=torch.float64)
+        return sum(slices[i] for i in range(len(slices))).var()
+
+    value = torch.tensor(4.5, dtype=torch.float64, requires_grad=True)
+    contrast(value).backward()
+    difference = (contrast(4.5 + 1e-4) - contrast(4.5 - 1e-4)) / 2e-4
+    assert abs(float(value.grad) - float(difference)) <= 1e-4 * abs(float(difference))
