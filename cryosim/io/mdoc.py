@@ -32,14 +32,9 @@ from cryosim.microscope.optics import Optics
 
 _UNITS = {
     "spherical_aberration": "mm",
-    "chromatic_aberration": "mm",
     "astigmatism": "A",
     "astigmatism_angle": "deg",
     "phase_shift": "deg",
-    "energy_spread": "eV",
-    "convergence": "mrad",
-    "aperture": "mrad",
-    "beam_tilt": "mrad",
 }
 # fmt: off
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]  # whatever the locale
