@@ -22,7 +22,7 @@ from cryosim.core.volume import Volume
 from cryosim.microscope.optics import ctf as contrast_transfer
 from inverse.physics.closed_form import backproject_filtered, gram_solver
 from inverse.physics.spectral import TiltGeometry, tilt_geometry
-from inverse.solvers.linear import Filter, low_passed, wbp_weights
+from inverse.solvers.linear import Filter, low_passed, wbp_filter
 
 Method = Literal["wbp", "least-squares"]
 Correction = Literal["flip", "wiener", "none"]
@@ -119,8 +119,7 @@ def reconstruct(
     geometry = tilt_geometry(depth, width, width, "camera", float(angles.abs().max()))
     if method == "wbp":
         damping = torch.tensor(torch.nan)
-        weights = wbp_weights(angles, geometry, filter)[:, :, None]
-        action = lambda seen: seen * weights  # noqa: E731
+        action = wbp_filter(angles, geometry, filter)
     else:
         damping = estimated_damping(images, noise, angles, geometry) if weight is None else torch.tensor(float(weight))
         action = gram_solver(angles, damping, geometry)

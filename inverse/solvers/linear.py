@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -49,12 +50,7 @@ def wbp(
     batch, flat = _as_batch(physics, images)
     if low_pass is not None:
         batch = low_passed(batch, low_pass)
-
-    def act(rows: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-        weights = wbp_weights(angles, physics.geometry, filter)[:, :, None]
-        return backproject_filtered(rows, angles, physics.geometry, lambda seen: seen * weights)
-
-    volume = _each_item(physics, batch, act)
+    volume = _each_item(physics, batch, lambda angles: wbp_filter(angles, physics.geometry, filter))
     return volume[0, 0] if flat else volume
 
 
@@ -93,24 +89,20 @@ def least_squares(
         raise ValueError(f"least_squares: expected a positive weight, got {float(weight)}.")
     if open_sides and physics.geometry.grid == "camera":
         damping = torch.as_tensor(weight) * physics.scale**2
-
-        def act(rows: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-            solver = gram_solver(angles, damping, physics.geometry)
-            return backproject_filtered(rows, angles, physics.geometry, solver)
-
-        volume = _each_item(physics, batch, act)
+        volume = _each_item(physics, batch, lambda angles: gram_solver(angles, damping, physics.geometry))
     else:
         volume = physics.prox_l2(None, batch, 1 / weight)
     return volume[0, 0] if flat else volume
 
 
-def wbp_weights(angles: torch.Tensor, geometry: TiltGeometry, filter: Filter = "ramp") -> torch.Tensor:
-    """Weights (k, tilt) [1/voxel^2] that make the filtered adjoint projection a weighted back-projection."""
-    if filter == "ramp":
-        return _ramp(angles, geometry)
-    if filter == "exact":
-        return _exact(angles, geometry)
-    raise ValueError(f'wbp: expected the filter "ramp" or "exact", got {filter!r}.')
+def wbp_filter(
+    angles: torch.Tensor, geometry: TiltGeometry, filter: Filter = "ramp"
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The filter as an action on frequencies (k, tilt, row): `backproject_filtered` with it is the back-projection."""
+    if filter not in ("ramp", "exact"):
+        raise ValueError(f'wbp: expected the filter "ramp" or "exact", got {filter!r}.')
+    weights = (_ramp if filter == "ramp" else _exact)(angles, geometry)[:, :, None]
+    return lambda seen: seen * weights
 
 
 def low_passed(images: torch.Tensor, period: float) -> torch.Tensor:
@@ -147,13 +139,18 @@ def _exact(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     return torch.where(own > 0, 1 / total.clamp_min(1e-30), torch.zeros_like(own))
 
 
-def _each_item(physics: TiltOperator, batch: torch.Tensor, act) -> torch.Tensor:
-    """act(rows (tilt, row, u), angles (tilt,)) -> (z, row, x) for every item; channels are more rows of one problem."""
+def _each_item(
+    physics: TiltOperator,
+    batch: torch.Tensor,
+    action_for: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]],
+) -> torch.Tensor:
+    """Volumes of all items by `backproject_filtered` with action_for(angles); channels are more rows of one problem."""
     angles = physics.angles.expand(len(batch), -1)
-    volumes = [
-        act(item.movedim(0, 1).flatten(1, 2), tilts).unflatten(1, (item.shape[0], -1)).movedim(1, 0)
-        for item, tilts in zip(physics.fit_rows(batch), angles, strict=True)
-    ]
+    volumes = []
+    for item, tilts in zip(physics.fit_rows(batch), angles, strict=True):
+        rows = item.movedim(0, 1).flatten(1, 2)  # (tilt, channel row, u)
+        volume = backproject_filtered(rows, tilts, physics.geometry, action_for(tilts))
+        volumes.append(volume.unflatten(1, (item.shape[0], -1)).movedim(1, 0))
     return torch.stack(volumes) * physics.scale.to(batch)
 
 
