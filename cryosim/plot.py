@@ -550,8 +550,11 @@ def _squared_ctf(axis: Axes, optics: Optics, pixel_size: float) -> None:
 
 
 def _radial_ctf(optics: Optics, pixel_size: float, n: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies (n / 2,) [1/Å] and the CTF there without astigmatism."""
-    round_lens = optics.replace(astigmatism=0.0)
+    """Frequencies (n / 2,) [1/Å] and the CTF there of the round lens: without astigmatism, coma and the like."""
+    skew = [name for name in optics.polar if name[0] == "C" and name[2] != "0" and hasattr(optics, name)]
+    round_lens = optics.replace(
+        astigmatism=0.0, coma=0.0, trefoil=0.0, beam_tilt=(0.0, 0.0), **dict.fromkeys(skew, 0.0)
+    )
     line = ctf(round_lens, (1, n), pixel_size).detach().cpu()
     if line.ndim != 2:
         raise ValueError(f"optics: expected the fields of one image, got {tuple(line.shape[:-2])}. Use `index`.")

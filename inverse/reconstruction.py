@@ -174,8 +174,9 @@ def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tu
     if optics is None or ctf == "none":
         correction = -contrast.new_ones(ny, nx)  # matter is dark in underfocus
     else:
-        transfer = contrast_transfer(optics, (ny, nx), series.pixel_size).to(contrast)
-        correction = torch.sign(transfer) if ctf == "flip" else transfer / (transfer**2 + 0.1)
+        transfer = contrast_transfer(optics, (ny, nx), series.pixel_size)
+        transfer = transfer.to(spectra.dtype if transfer.is_complex() else contrast.dtype).conj()
+        correction = torch.sgn(transfer) if ctf == "flip" else transfer / (transfer.abs() ** 2 + 0.1)
     corrected = torch.fft.irfft2(spectra * correction[..., : spectra.shape[-1]], s=(ny, nx))
     noise = _kept_noise(correction, bin, float(tilts.axis_angle)) / mean.flatten() * gain.flatten() ** 2
     aligned = to_tilt_frame(corrected, tilts.shifts / series.pixel_size, float(tilts.axis_angle))
@@ -240,14 +241,14 @@ def _kept_noise(correction: torch.Tensor, bin: int, axis_angle: float) -> torch.
 
     The mean, over all frequencies, of what the correction and the cut leave; the cut is square in the turned frame.
     """
-    power = correction.double().square()
+    power = correction.abs().double().square()
     if bin > 1:
         ny, nx = power.shape[-2:]
         ky, kx = frequencies(ny, dtype=torch.float64)[:, None], frequencies(nx, dtype=torch.float64)
         turn = math.radians(-axis_angle)
         across, along = kx * math.cos(turn) - ky * math.sin(turn), kx * math.sin(turn) + ky * math.cos(turn)
         power = power * (torch.maximum(across.abs(), along.abs()) < 0.5 / bin - 1e-9).to(power)
-    return power.mean((-2, -1)).to(correction)
+    return power.mean((-2, -1)).to(correction.real.dtype)
 
 
 def _faded(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:

@@ -114,9 +114,9 @@ def _flipped_columns(path, *args, **kwargs):
 
 _read = read_series
 _getitem = AtomSlices.__getitem__
-_transmission = cryosim.microscope.scattering.transmission
+_transmission = cryosim.microscope.backward.Step.transmission
 _propagator = cryosim.microscope.scattering.propagator
-_aberration = cryosim.microscope.imaging.aberration
+_transfer = cryosim.microscope.imaging.transfer
 _ctf = inverse.reconstruction.contrast_transfer
 _shear = inverse.physics.closed_form.shear_matrices
 _frame = inverse.reconstruction.to_tilt_frame
@@ -135,16 +135,16 @@ FLIPS = {
         lambda self, i: _getitem(self, range(len(self))[len(self) - 1 - i]),
     ),
     "phase of the transmission": (
-        "cryosim.microscope.scattering.transmission",
-        lambda potential, optics: _transmission(-potential, optics),
+        "cryosim.microscope.backward.Step.transmission",
+        lambda self, potential: _transmission(self, -potential),
     ),
     "phase of the flight": (
         "cryosim.microscope.scattering.propagator",
         lambda slices, optics, distance, *rest: _propagator(slices, optics, -distance, *rest),
     ),
     "phase of the lens": (
-        "cryosim.microscope.imaging.aberration",
-        lambda *args, **kwargs: -_aberration(*args, **kwargs),
+        "cryosim.microscope.imaging.transfer",
+        lambda *args, **kwargs: _transfer(*args, **kwargs).conj(),
     ),
     "angles in the file": ("tests_hand.read_series", _negated_angles),
     "tilt axis in the file": ("tests_hand.read_series", _negated_axis),

@@ -12,6 +12,12 @@ from typing import Any, Self, dataclass_transform
 import torch
 from torch.utils import _pytree
 
+
+def hidden() -> bool:
+    """Whether values cannot be looked at: inside a transform of torch.func, or while a graph is compiled."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
 _COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128, torch.float16: torch.complex32}
 
 

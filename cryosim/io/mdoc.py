@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from mdocfile import data_models
@@ -318,12 +319,17 @@ def _optics(path: Path, titles: Sequence[str], sections: Sequence, voltage, defo
     unknown = set(values) - set(known)
     if unknown:
         raise FormatError(path, "optics", f"fields among {', '.join(known)}", ", ".join(sorted(unknown)))
-    return Optics(**{name: float(v) if isinstance(v, torch.Tensor) and not v.ndim else v for name, v in values.items()})
+    fields: dict[str, Any] = {
+        name: float(v) if isinstance(v, torch.Tensor) and not v.ndim else v for name, v in values.items()
+    }
+    return Optics(**fields)
 
 
 def _item(path: Path, name: str, rows: list[list[str]], ndim: int) -> torch.Tensor:
     """Values (row,) or (row, component) of texts, as the field's items have no or one axis."""
-    values = torch.tensor([[_number(path, name, text) for text in row] for row in rows], dtype=torch.float64)
+    values = torch.tensor(
+        [[_number(path, name, text, infinite=True) for text in row] for row in rows], dtype=torch.float64
+    )
     if ndim == 0 and values.shape[1:] != (1,):
         raise FormatError(path, name, "one number", repr(" ".join(rows[0])), "Correct the entry.")
     return values if ndim else values[:, 0]
@@ -333,11 +339,11 @@ def _shared(values: torch.Tensor) -> torch.Tensor:
     return values[0] if bool((values == values[0]).all()) else values
 
 
-def _number(path: Path, name: str, text: str) -> float:
+def _number(path: Path, name: str, text: str, *, infinite: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if math.isnan(value) or (math.isinf(value) and not infinite):
         raise FormatError(path, name, "a number", repr(text), "Correct the entry.")
     return value

@@ -1,28 +1,46 @@
-"""How the electron wave passes the specimen. Each function takes (slices, optics) and returns the exit wave.
+"""How the electron wave passes the specimen: a ladder of four functions of (slices, optics), each an exit wave.
 
-One electron moves along +z through the slices: transmission, then free flight,
+    projection   all slices act at once, at the box centre                 (phase grating)
+    ewald        every slice scatters the incident beam once, from its own height     (first Born approximation)
+    rytov        the same field, as the logarithm of the wave
+    multislice   every slice scatters all that arrives: transmission, then free flight
 
-    t_i = exp(i sigma v_i),  v_i complex where there is absorption
-    P   = exp(-i pi lambda d k^2)
+With v_i the projected potential of slice i at height z_i, c = i sigma (sqrt(1 - A^2) + i A) its coupling to the wave,
+and kt = beam tilt / lambda,
 
-(Kirkland 2020, eqs. 6.5 and 6.65; Cowley & Moodie 1957, doi:10.1107/S0365110X57002194.) The signs belong together: so
-matter, whose potential is positive, focuses electrons. The potential of a slice acts at its middle, so the
-flight between two slices is one thickness, and half of one before the first and after the last.
+    t_i  = exp(c v_i)                                          transmission
+    P(d) = exp(-i pi lambda d (k^2 + 2 k.kt))                  flight over d, relative to the tilted beam
 
-The exit wave is referred to a plane: z = 0, the box centre, unless another is asked for. What flew
-beyond that plane flies back, by the same propagator, so that the defocus of the lens counts from the box centre.
+(Kirkland 2020, eqs. 6.5 and 6.65; Cowley & Moodie 1957, doi:10.1107/S0365110X57002194; tilt: Ishizuka 1982,
+doi:10.1107/S0567739482001600.) The signs belong together: so matter, whose potential is positive, focuses electrons.
+The first Born field is u = sum_i P(-z_i) c v_i: both side-bands of the curved Ewald sphere, for |1 + u|^2 holds u and
+its conjugate; Rytov's wave is exp(u) (Rytov, Kravtsov & Tatarskii 1989; for electrons Krause et al. 2020).
+
+A slice acts at its middle (Strang splitting, second order in the thickness): between two slices lies one thickness of
+flight, and half of one before the first and after the last. The exit wave is referred to a plane: z = 0, the box
+centre, unless another is asked for. What flew beyond that plane flies back, by the same propagator, so that the
+defocus of the lens counts from the box centre.
+
+Every flight keeps only |k| below two thirds of the Nyquist frequency: so the product of a wave with a potential that
+is limited likewise does not alias into the band. The transmission itself is not limited (Kirkland, section 6.8, does
+both): what it holds beyond the band is of second order in c v, and what of it comes back is of third; against a
+threefold finer grid both are equally right, and the second pair of transforms is saved.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from cryosim.core.constants import interaction_constant, wavelength
 from cryosim.core.fourier import band_limit as circular_band_limit
-from cryosim.core.fourier import squared_frequencies
-from cryosim.microscope.optics import Optics, per_image
+from cryosim.core.fourier import frequencies
+from cryosim.core.record import hidden
+from cryosim.microscope.backward import Step, constant_memory_multislice
+from cryosim.microscope.optics import Optics, per_image, tilt_of
+
+Flight = Literal["fresnel", "exact"]
 
 
 class SliceSource(Protocol):
@@ -40,47 +58,69 @@ class SliceSource(Protocol):
 
 
 def multislice(
-    slices: SliceSource, optics: Optics, *, plane: float | torch.Tensor = 0.0, band_limit: torch.Tensor | None = None
+    slices: SliceSource,
+    optics: Optics,
+    *,
+    plane: float | torch.Tensor = 0.0,
+    incident: torch.Tensor | None = None,
+    flight: Flight = "fresnel",
+    band_limit: torch.Tensor | None = None,
+    limit_transmission: bool = False,
+    memory: Literal["constant", "graph"] = "constant",
 ) -> torch.Tensor:
     """Exit wave of a thick specimen: every slice scatters, and the wave spreads between slices.
 
     Parameters
     ----------
     slices : source of slices (..., y, x)
-        [V·Å], real, or complex with the absorption as imaginary part; slice 0 is hit first.
+        [V·Å], real, or complex with the absorption as imaginary part; slice 0 is hit first. Of any thickness.
     optics : Optics
-        Its voltage, and its amplitude contrast A as absorption: the potential is multiplied by sqrt(1 - A^2) + i A.
+        Its voltage, its beam tilt, and its amplitude contrast A as absorption: the potential is multiplied by
+        sqrt(1 - A^2) + i A.
     plane : float or tensor ()
         Height the wave is referred to [Å]; the box centre is 0, the end of the last slice (n - n // 2 - 1/2) thickness.
+    incident : tensor (..., y, x), optional
+        Complex wave that enters the first slice, half a thickness above its middle, relative to the tilted plane wave;
+        1 when left out.
+    flight : {"fresnel", "exact"}
+        Paraxial, as the lens is, or the angular spectrum exp(2 pi i d (sqrt(1 / lambda^2 - |k + kt|^2) - ...)).
     band_limit : tensor (y, x), optional
-        Low-pass on every transmission and every flight, unshifted order. When left out, a sharp circle at two thirds of
-        the Nyquist frequency, the largest that keeps the products free of aliasing.
+        Low-pass on every flight, unshifted order. When left out, a sharp circle at two thirds of the Nyquist frequency.
+    limit_transmission : bool
+        Whether to low-pass every transmission too; see the top of this file.
+    memory : {"constant", "graph"}
+        How gradients are made. "constant" holds a few waves, however many slices there are, and rebuilds the others
+        backwards; it works for tensors of slices (`Slices`) and for sources that are records (`potential_slices`,
+        `tilted_slices`). "graph" keeps every slice, and allows second derivatives; so do other sources, torch.func
+        transforms and limits on the transmission.
 
     Returns
     -------
     tensor (..., y, x)
-        Complex wave; the incident one has modulus 1.
+        Complex wave, relative to the tilted plane wave; the incident one has modulus 1.
 
     Raises
     ------
     ValueError
         When there are no slices, or a slice holds values that are not finite.
     """
-    n = len(slices)
-    if n == 0:
-        raise ValueError("multislice: there are no slices.")
-    first = _finite_slice(slices, 0)
-    dtype = first.real.dtype if first.is_complex() else first.dtype
-    shape, device = (first.shape[-2], first.shape[-1]), first.device
+    first = _first(slices, "multislice")
+    shape, dtype, device = (first.shape[-2], first.shape[-1]), first.real.dtype, first.device
     limit = circular_band_limit(shape, dtype=dtype, device=device) if band_limit is None else band_limit
-    flight = propagator(slices, optics, slices.thickness, shape, dtype, device) * limit
-    wave = torch.fft.ifft2(torch.fft.fft2(transmission(first, optics)) * limit)
-    for i in range(1, n):
-        arriving = torch.fft.ifft2(torch.fft.fft2(wave) * flight)
-        wave = arriving * torch.fft.ifft2(torch.fft.fft2(transmission(_finite_slice(slices, i), optics)) * limit)
-    last = (n - 1 - n // 2) * slices.thickness  # height at which the last slice acted [Å]
-    back = propagator(slices, optics, plane - last, shape, dtype, device) * limit
-    return torch.fft.ifft2(torch.fft.fft2(wave) * back)
+    n, thickness = len(slices), slices.thickness
+    along = propagator(slices, optics, thickness, shape, dtype, device, flight) * limit
+    last = (n - 1 - n // 2) * thickness  # height at which the last slice acts [Å]
+    back = propagator(slices, optics, plane - last, shape, dtype, device, flight) * limit
+    if incident is not None:
+        half = propagator(slices, optics, 0.5 * thickness, shape, dtype, device, flight) * limit
+        incident = torch.fft.ifft2(torch.fft.fft2(incident.to(dtype.to_complex())) * half)
+    turn, damp = coupling(optics, dtype, device)
+    step = Step(turn, damp, along, back, limit if limit_transmission else None, _lossless(optics))
+    if memory == "constant" and not limit_transmission and not hidden():
+        wave = constant_memory_multislice(slices, step, incident, invertible=band_limit is None)
+    else:
+        wave = step.all(slices, incident)
+    return _finite(wave, slices)
 
 
 def projection(slices: SliceSource, optics: Optics) -> torch.Tensor:
@@ -88,31 +128,95 @@ def projection(slices: SliceSource, optics: Optics) -> torch.Tensor:
 
     Arguments and result as in `multislice`.
     """
-    if len(slices) == 0:
-        raise ValueError("projection: there are no slices.")
-    total = _finite_slice(slices, 0)
+    total = _first(slices, "projection")
     for i in range(1, len(slices)):
-        total = total + _finite_slice(slices, i)
-    return transmission(total, optics)
+        total = total + slices[i]
+    return _finite(transmission(total, optics), slices)
 
 
-def _finite_slice(slices: SliceSource, i: int) -> torch.Tensor:
-    v = slices[i]
-    if not torch.isfinite(v).all():
-        raise ValueError(f"slice {i} of {len(slices)} holds values that are not finite [V·Å]; mend its source.")
-    return v
+def ewald(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") -> torch.Tensor:
+    """Exit wave of a weak specimen of any thickness: 1 and what every slice scatters once, from its own height.
+
+    Arguments and result as in `multislice`. Curved Ewald sphere, both side-bands (DeRosier 2000,
+    doi:10.1016/S0304-3991(99)00120-5). `image(..., linear=True)` drops the square of the scattered wave.
+    """
+    return _finite(1 + _scattered_once(slices, optics, "ewald", flight), slices)
+
+
+def rytov(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") -> torch.Tensor:
+    """Exit wave exp(u) of a specimen whose phase may be large but changes slowly; u as in `ewald`.
+
+    Arguments and result as in `multislice`.
+    """
+    return _finite(torch.exp(_scattered_once(slices, optics, "rytov", flight)), slices)
+
+
+def _scattered_once(slices: SliceSource, optics: Optics, name: str, flight: Flight) -> torch.Tensor:
+    """First Born field u (..., y, x) at z = 0, summed in the order of the slices: u <- P(thickness) u + c v_i."""
+    first = _first(slices, name)
+    shape, dtype, device = (first.shape[-2], first.shape[-1]), first.real.dtype, first.device
+    n, thickness = len(slices), slices.thickness
+    along = propagator(slices, optics, thickness, shape, dtype, device, flight)
+    total = torch.fft.fft2(first)
+    for i in range(1, n):
+        total = total * along + torch.fft.fft2(slices[i])
+    back = propagator(slices, optics, (n // 2 - n + 1) * thickness, shape, dtype, device, flight)
+    limit = circular_band_limit(shape, dtype=dtype, device=device)
+    turn, damp = coupling(optics, dtype, device)
+    return torch.fft.ifft2(total * (back * limit)) * torch.complex(-damp, turn)
+
+
+def _first(slices: SliceSource, name: str) -> torch.Tensor:
+    if len(slices) == 0:
+        raise ValueError(f"{name}: there are no slices.")
+    return slices[0]
+
+
+def _finite(wave: torch.Tensor, slices: SliceSource) -> torch.Tensor:
+    """The wave; where it is not finite, the error names the slice that is at fault."""
+    if hidden() or torch.isfinite(torch.view_as_real(wave.detach()).sum()):
+        return wave
+    for i in range(len(slices)):
+        if not torch.isfinite(slices[i]).all():
+            raise ValueError(f"slice {i} of {len(slices)} holds values that are not finite [V·Å]; mend its source.")
+    raise ValueError(
+        "the wave is not finite although every slice is: the incident wave, the voltage, the pixel size or the "
+        "thickness is not a finite number, or an imaginary potential is negative and amplifies the wave."
+    )
+
+
+def coupling(optics: Optics, dtype: torch.dtype, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """sigma sqrt(1 - A^2) and sigma A, () or (..., 1, 1) [rad/(V·Å)]: how potential turns and how it damps the wave."""
+    sigma = interaction_constant(per_image(optics.voltage, torch.float64, device))
+    absorbed = per_image(optics.amplitude_contrast, torch.float64, device)
+    return (sigma * torch.sqrt(1 - absorbed**2)).to(dtype), (sigma * absorbed).to(dtype)
 
 
 def transmission(potential: torch.Tensor, optics: Optics) -> torch.Tensor:
     """exp(i sigma (sqrt(1 - A^2) + i A) v) (..., y, x) of a slice v (..., y, x) [V·Å]."""
-    real = potential.real.dtype if potential.is_complex() else potential.dtype
-    sigma = interaction_constant(per_image(optics.voltage, torch.float64, potential.device))  # [rad/(V·Å)]
-    absorbed = per_image(optics.amplitude_contrast, torch.float64, potential.device)
-    phase = (sigma * torch.sqrt(1 - absorbed**2)).to(real) * potential
-    damping = (sigma * absorbed).to(real) * potential
-    if potential.is_complex():
-        return torch.exp(1j * phase - damping)
-    return torch.polar(torch.exp(-damping), phase)
+    turn, damp = coupling(optics, potential.real.dtype, potential.device)
+    return Step(turn, damp, turn, turn, None, _lossless(optics)).transmission(potential)
+
+
+def _lossless(optics: Optics) -> bool:
+    """Whether there is no amplitude contrast, and none to be differentiated."""
+    return isinstance(optics.amplitude_contrast, (int, float)) and optics.amplitude_contrast == 0
+
+
+def absorbed_depth(slices: SliceSource, optics: Optics) -> torch.Tensor:
+    """Thickness in mean free paths, t / Lambda (..., y, x) [1], along each column: -ln of what passes.
+
+    The absorption is the imaginary part of the potential and the optics' amplitude contrast. A source may have a
+    method `total()` -> (..., y, x) [V·Å] that sums its slices at less cost; otherwise they are summed here.
+    """
+    if hasattr(slices, "total"):
+        total: torch.Tensor = slices.total()  # type: ignore[attr-defined]
+    else:
+        total = _first(slices, "absorbed_depth")
+        for i in range(1, len(slices)):
+            total = total + slices[i]
+    turn, damp = coupling(optics, total.real.dtype, total.device)
+    return 2 * (turn * total.imag + damp * total.real if total.is_complex() else damp * total)
 
 
 def propagator(
@@ -122,9 +226,26 @@ def propagator(
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
+    flight: Flight = "fresnel",
 ) -> torch.Tensor:
-    """exp(-i pi lambda d k^2) (..., y, x), the flight over `distance` d [Å], unshifted order."""
-    k2 = squared_frequencies(shape, slices.pixel_size, dtype=torch.float64, device=device)
-    wave = wavelength(per_image(optics.voltage, torch.float64, device))
-    phase = -torch.pi * wave * distance * k2
-    return torch.polar(torch.ones_like(phase), phase).to(dtype.to_complex())
+    """Flight (..., y, x) over `distance` [Å], relative to the tilted beam, unshifted order; see the top of this file.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind of flight.
+    """
+    wave = wavelength(per_image(optics.voltage, torch.float64, device))  # [Å]
+    tilt_x, tilt_y = (1e-3 * per_image(t, torch.float64, device) / wave for t in tilt_of(optics) or (0.0, 0.0))  # [1/Å]
+    ky = frequencies(shape[0], slices.pixel_size, dtype=torch.float64, device=device)[:, None]
+    kx = frequencies(shape[1], slices.pixel_size, dtype=torch.float64, device=device)[None, :]
+    longer = kx * (kx + 2 * tilt_x) + ky * (ky + 2 * tilt_y)  # |k + kt|^2 - |kt|^2
+    if flight == "exact":
+        straight = wave**-2 - tilt_x**2 - tilt_y**2
+        mean = 0.5 * (torch.sqrt((straight - longer).clamp_min(0)) + torch.sqrt(straight))
+        phase = -torch.pi * distance * longer / mean
+    elif flight == "fresnel":
+        phase = -torch.pi * wave * distance * longer
+    else:
+        raise ValueError(f"flight: expected 'fresnel' or 'exact', got {flight!r}.")
+    return torch.complex(torch.cos(phase), torch.sin(phase)).to(dtype.to_complex())

@@ -23,13 +23,13 @@ above 1), which keeps the total and the height right there too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import band_limit, number, squared_frequencies
-from cryosim.core.record import Record, item
+from cryosim.core.record import Record, item, static
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
 
@@ -67,68 +67,67 @@ class Slices(Record):
         return self.values[..., i, :, :]
 
 
-class AtomSlices:
+class AtomSlices(Record):
     """Source of the slices of some atoms; slice i is computed when asked for. Made by `potential_slices`.
 
     Attributes
     ----------
-    shape : (int, int)
-        (y, x) [px].
+    atoms : Atoms
+        Sorted by the slice centre below them.
+    upper_share : tensor (atom,)
+        What of each atom goes to the slice centre above it; the rest goes to the one below.
+    radial : RadialBasis
+    transfer : tensor (j, y, x)
+        Each radial function over the transform of the bell, on the half plane inside the band [V Å^2].
     pixel_size, thickness : float or tensor ()
         [Å].
+    shape : (int, int)
+        (y, x) [px].
+    ends : tuple of int
+        Atoms ends[i] to ends[i + 1] have slice i below them.
     """
 
-    def __init__(
-        self,
-        atoms: Atoms,
-        radial: RadialBasis,
-        transfer: torch.Tensor,
-        shape: tuple[int, int],
-        pixel_size: float | torch.Tensor,
-        thickness: float | torch.Tensor,
-        n_slices: int,
-        width: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.shape, self.pixel_size, self.thickness = shape, pixel_size, thickness
-        self._n, self._width, self._dtype = n_slices, width, dtype
-        self._radial, self._transfer = radial, transfer
-        height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices
-        lower = height.detach().floor().long().clamp(0, max(n_slices - 2, 0))
-        self._order = torch.argsort(lower, stable=True)
-        self._ends = torch.searchsorted(
-            lower[self._order], torch.arange(-1, n_slices, device=lower.device), right=True
-        ).tolist()
-        self._atoms = atoms.index(self._order)
-        self._upper_share = (height - lower)[self._order] if n_slices > 1 else None
+    atoms: Atoms
+    upper_share: torch.Tensor = item(0)
+    radial: RadialBasis
+    transfer: torch.Tensor = item(3)
+    pixel_size: float | torch.Tensor = item(0)
+    thickness: float | torch.Tensor = item(0)
+    shape: tuple[int, int] = static()
+    ends: tuple[int, ...] = static()
+    width: int = static()
+    dtype: torch.dtype = static()
 
     def __len__(self) -> int:
-        return self._n
+        return len(self.ends) - 1
 
     def __getitem__(self, i: int) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of slice i."""
-        if not -self._n <= i < self._n:
-            raise IndexError(f"slice {i} of {self._n}")
-        i %= self._n
-        here = slice(self._ends[i], self._ends[i + 1])  # atoms whose lower neighbour is slice i
-        if self._upper_share is None:
-            return self._slice(self._atoms.index(here), None)
-        below = slice(self._ends[i - 1], self._ends[i]) if i else slice(0, 0)
-        shares = torch.cat([self._upper_share[below], 1 - self._upper_share[here]])
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"slice {i} of {n}")
+        i %= n
+        here = slice(self.ends[i], self.ends[i + 1])  # atoms whose lower neighbour is slice i
+        below = slice(self.ends[i - 1], self.ends[i]) if i else slice(0, 0)
+        shares = torch.cat([self.upper_share[below], 1 - self.upper_share[here]])
         both = slice(below.start if i else here.start, here.stop)  # the two ranges are neighbours
-        return self._slice(self._atoms.index(both), shares)
+        return self._slice(self.atoms.index(both), shares)
 
-    def _slice(self, atoms: Atoms, shares: torch.Tensor | None) -> torch.Tensor:
+    def total(self) -> torch.Tensor:
+        """Projected potential (y, x) [V·Å] of all slices together, at the cost of one."""
+        return self._slice(self.atoms, torch.ones_like(self.upper_share))
+
+    def _slice(self, atoms: Atoms, shares: torch.Tensor) -> torch.Tensor:
         ny, nx = self.shape
         if len(atoms) == 0:
-            return torch.zeros(ny, nx, dtype=self._dtype, device=atoms.positions.device)
-        weights = atoms.occupancies if shares is None else atoms.occupancies * shares
-        strengths = self._radial.coefficients(atoms) * weights[:, None]  # (atom, j)
-        where, bells = bells_at(atoms.positions[:, [1, 0]] / self.pixel_size, self.shape, self._width)
+            return torch.zeros(ny, nx, dtype=self.dtype, device=atoms.positions.device)
+        weights = atoms.occupancies * shares
+        strengths = self.radial.coefficients(atoms) * weights[:, None]  # (atom, j)
+        where, bells = bells_at(atoms.positions[:, [1, 0]] / self.pixel_size, self.shape, self.width)
         total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
-        parts = zip(strengths.to(self._dtype).split(4, 1), self._transfer.split(4), strict=True)
+        parts = zip(strengths.to(self.dtype).split(4, 1), self.transfer.split(4), strict=True)
         for strength, transfer in parts:
-            grids = _spread(where, bells.to(self._dtype), strength, self.shape)  # (j, y, x)
+            grids = _spread(where, bells.to(self.dtype), strength, self.shape)  # (j, y, x)
             spectra = torch.fft.rfft(grids)[..., : transfer.shape[-1]]  # no column beyond the band is transformed on
             spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))
             for j in range(len(transfer)):
@@ -137,85 +136,116 @@ class AtomSlices:
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
 
 
-class RadialBasis:
-    """A few functions phi_j(k) that span the scattering factors of all atoms, and every atom's coefficients in them."""
+class RadialBasis(Record):
+    """A few functions phi_j(k) that span the scattering factors of all atoms, and every atom's coefficients in them.
 
-    def __init__(
-        self,
-        atoms: Atoms,
-        parametrization: Parametrization,
-        solvent: float | torch.Tensor,
-        limit: float,
-        tolerance: float,
-    ) -> None:
-        self._elements = torch.unique(atoms.numbers)
-        self._element_of = torch.full((int(self._elements.max()) + 1,), -1, device=atoms.numbers.device)
-        self._element_of[self._elements] = torch.arange(len(self._elements), device=atoms.numbers.device)
-        self.limit = limit  # largest k^2 [1/Å^2]
-        n = 32  # nodes in k^2, doubled until the family's Chebyshev series end
-        nodes, family = self._family(n, atoms, parametrization, solvent)
-        while not _ends(family, n) and n < 512:
-            n *= 2
-            nodes, family = self._family(n, atoms, parametrization, solvent)
-        self._nodes = nodes
-        self._node_factors = _factors(self._elements, nodes, parametrization, solvent)  # (element, node)
-        _, sizes, vectors = torch.linalg.svd(family, full_matrices=False)
-        rank = 1
-        while rank < len(sizes):
-            rest = family - (family @ vectors[:rank].T) @ vectors[:rank]
-            if rest.norm(dim=1).max() < tolerance:
-                break
-            rank += 1
-        self._vectors = vectors[:rank]  # (j, node), orthonormal
-        self._series = self._vectors @ _chebyshev_transform(n).to(nodes.device).T  # (j, degree)
+    Made by `radial_basis`.
 
-    def _family(
-        self, n: int, atoms: Atoms, parametrization: Parametrization, solvent: float | torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """n nodes in k^2, and there every element's factor at a range of B-factors (sample, node), of norm one."""
-        b = atoms.b_factors.detach().double()
-        nodes = 0.5 * self.limit * (1 + chebyshev_nodes(n).to(b.device))
-        factors = _factors(self._elements, nodes, parametrization, solvent).detach()
-        if (
-            isinstance(solvent, torch.Tensor) and solvent.requires_grad
-        ):  # the span must hold slopes too: in the solvent,
-            factors = torch.cat([factors, displaced_solvent_factor(self._elements, nodes)])
-        span = (b.max() - b.min()) / 2
-        b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
-        family = (factors[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
-        if atoms.b_factors.requires_grad:  # and in B, where d g / d B = -k^2 g / 4
-            family = torch.cat([family, family * nodes])
-        return nodes, family / family.norm(dim=1, keepdim=True)
+    Attributes
+    ----------
+    element_of : tensor (number,)
+        Row of each atomic number in `node_factors`.
+    nodes : tensor (node,)
+        Chebyshev nodes in k^2 [1/Å^2].
+    node_factors : tensor (element, node)
+        The elements' factors there.
+    vectors : tensor (j, node)
+        phi_j there, orthonormal.
+    series : tensor (j, degree)
+        Their Chebyshev series.
+    limit : float
+        Largest k^2 [1/Å^2].
+    """
+
+    element_of: torch.Tensor = item(1)
+    nodes: torch.Tensor = item(1)
+    node_factors: torch.Tensor = item(2)
+    vectors: torch.Tensor = item(2)
+    series: torch.Tensor = item(2)
+    limit: float = static()
 
     @property
     def rank(self) -> int:
         """How many functions there are."""
-        return self._vectors.shape[0]
+        return self.vectors.shape[0]
 
     def coefficients(self, atoms: Atoms) -> torch.Tensor:
         """c (atom, j), differentiable in the B-factors; in float64."""
-        damping = torch.exp(-0.25 * atoms.b_factors.double()[:, None] * self._nodes)
-        return (self._node_factors[self._element_of[atoms.numbers]] * damping) @ self._vectors.T
+        damping = torch.exp(-0.25 * atoms.b_factors.double()[:, None] * self.nodes)
+        return (self.node_factors[self.element_of[atoms.numbers]] * damping) @ self.vectors.T
 
     def __call__(self, squared_frequency: torch.Tensor) -> torch.Tensor:
         """phi (j, ...) [V Å^2 (the factor K included)] at k^2 (...) up to the limit, by Clenshaw's recurrence."""
         x = 2 * squared_frequency / self.limit - 1
-        series = self._series.reshape(*self._series.shape, *[1] * x.ndim)
+        series = self.series.reshape(*self.series.shape, *[1] * x.ndim)
         b1 = b2 = torch.zeros_like(x)
-        for degree in range(self._series.shape[1] - 1, 0, -1):
+        for degree in range(self.series.shape[1] - 1, 0, -1):
             b1, b2 = 2 * x * b1 - b2 + series[:, degree], b1
         return x * b1 - b2 + series[:, 0]
 
 
-def _factors(
-    elements: torch.Tensor,
-    squared_frequency: torch.Tensor,
-    parametrization: Parametrization,
-    solvent: float | torch.Tensor,
-) -> torch.Tensor:
-    """Potential (element, ...) [V Å^3] of an atom less that of the medium it displaces."""
-    factors = POTENTIAL_PER_FORM_FACTOR * scattering_factor(elements, squared_frequency, parametrization)
-    return factors - solvent * displaced_solvent_factor(elements, squared_frequency)
+Factors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(elements (element,), k^2 (...)) -> factor (element, ...) of each element's radial function."""
+
+
+def radial_basis(atoms: Atoms, factors: Factors, limit: float, tolerance: float, slopes: Factors | None) -> RadialBasis:
+    """Few functions that span `factors` times exp(-B k^2 / 4) for the elements and B-factors of `atoms`.
+
+    Parameters
+    ----------
+    atoms : Atoms
+    factors : callable
+    limit : float
+        Largest k^2 [1/Å^2].
+    tolerance : float
+        What the span may leave out of any factor, relative to it.
+    slopes : callable, optional
+        Further functions to span: what `factors` would change by, where it depends on a parameter with a gradient.
+    """
+    elements = torch.unique(atoms.numbers)
+    element_of = torch.full((int(elements.max()) + 1,), -1, device=atoms.numbers.device)
+    element_of[elements] = torch.arange(len(elements), device=atoms.numbers.device)
+    n = 32  # nodes in k^2, doubled until the family's Chebyshev series end
+    nodes, family = _family(n, atoms, elements, factors, slopes, limit)
+    while not _ends(family, n) and n < 512:
+        n *= 2
+        nodes, family = _family(n, atoms, elements, factors, slopes, limit)
+    _, sizes, vectors = torch.linalg.svd(family, full_matrices=False)
+    rank = 1
+    while rank < len(sizes):
+        rest = family - (family @ vectors[:rank].T) @ vectors[:rank]
+        if rest.norm(dim=1).max() < tolerance:
+            break
+        rank += 1
+    series = vectors[:rank] @ _chebyshev_transform(n).to(nodes.device).T
+    return RadialBasis(element_of, nodes, factors(elements, nodes), vectors[:rank], series, limit)
+
+
+def _family(
+    n: int, atoms: Atoms, elements: torch.Tensor, factors: Factors, slopes: Factors | None, limit: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """n nodes in k^2, and there every element's factor at a range of B-factors (sample, node), of norm one."""
+    b = atoms.b_factors.detach().double()
+    nodes = 0.5 * limit * (1 + chebyshev_nodes(n).to(b.device))
+    samples = factors(elements, nodes).detach()
+    if slopes is not None:
+        samples = torch.cat([samples, slopes(elements, nodes)])
+    span = (b.max() - b.min()) / 2
+    b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
+    family = (samples[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
+    if atoms.b_factors.requires_grad:  # and in B, where d g / d B = -k^2 g / 4
+        family = torch.cat([family, family * nodes])
+    return nodes, family / family.norm(dim=1, keepdim=True)
+
+
+def potential_factors(parametrization: Parametrization, solvent: float | torch.Tensor) -> Factors:
+    """Potential [V Å^3] of an atom less that of the medium it displaces, by element and k^2."""
+
+    def factors(elements: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
+        potential = POTENTIAL_PER_FORM_FACTOR * scattering_factor(elements, squared_frequency, parametrization)
+        return potential - solvent * displaced_solvent_factor(elements, squared_frequency)
+
+    return factors
 
 
 def _ends(family: torch.Tensor, n: int) -> bool:
@@ -268,6 +298,44 @@ def potential_slices(
     ValueError
         When atoms lie outside the box or are not finite, an element is not in the table, or a size is not positive.
     """
+    factors = potential_factors(parametrization, solvent)
+    solvent_varies = isinstance(solvent, torch.Tensor) and solvent.requires_grad
+    slopes = displaced_solvent_factor if solvent_varies else None
+    return atom_slices(atoms, factors, shape, pixel_size, thickness, n_slices, slopes=slopes, width=width, dtype=dtype)
+
+
+def displaced_volume_slices(
+    atoms: Atoms,
+    shape: tuple[int, int],
+    pixel_size: float | torch.Tensor,
+    thickness: float | torch.Tensor,
+    n_slices: int,
+    *,
+    width: int = 8,
+    dtype: torch.dtype | None = None,
+) -> AtomSlices:
+    """Depth [Å] of solvent that the atoms displace, slice by slice: their volumes, as Gaussians, projected.
+
+    Arguments and errors as in `potential_slices`.
+    """
+    return atom_slices(
+        atoms, displaced_solvent_factor, shape, pixel_size, thickness, n_slices, width=width, dtype=dtype
+    )
+
+
+def atom_slices(
+    atoms: Atoms,
+    factors: Factors,
+    shape: tuple[int, int],
+    pixel_size: float | torch.Tensor,
+    thickness: float | torch.Tensor,
+    n_slices: int,
+    *,
+    slopes: Factors | None = None,
+    width: int = 8,
+    dtype: torch.dtype | None = None,
+) -> AtomSlices:
+    """Slices of any radial functions of the elements; the other arguments and errors as in `potential_slices`."""
     pixel, thin = number(pixel_size), number(thickness)
     for name, value in (("pixel_size", pixel), ("thickness", thin)):
         if not value > 0:
@@ -282,21 +350,26 @@ def potential_slices(
     device = atoms.positions.device
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
     inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
-    radial = RadialBasis(atoms, parametrization, solvent, (BAND / (2 * pixel)) ** 2, bell_tolerance(width))
+    radial = radial_basis(atoms, factors, (BAND / (2 * pixel)) ** 2, bell_tolerance(width), slopes)
     bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
     transfer = torch.zeros((*k2.shape, radial.rank), dtype=torch.float64, device=device)
     transfer = transfer.index_put((inside,), radial(k2[inside]).T / bell[inside][:, None])  # (y, x, j) [V Å^2]
     columns = int(inside.any(0).sum())
     transfer = transfer[:, :columns].permute(2, 0, 1) / pixel_size**2  # a delta on the grid has weight 1 / pixel area
+    height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices
+    lower = height.detach().floor().long().clamp(0, max(n_slices - 2, 0))
+    order = torch.argsort(lower, stable=True)
+    slice_numbers = torch.arange(-1, n_slices, device=device)
     return AtomSlices(
-        atoms,
+        atoms.index(order),
+        (height - lower)[order] if n_slices > 1 else torch.zeros_like(height),
         radial,
         transfer.to(dtype).contiguous(),
-        (shape[0], shape[1]),
         pixel_size,
         thickness,
-        n_slices,
+        (shape[0], shape[1]),
+        tuple(torch.searchsorted(lower[order], slice_numbers, right=True).tolist()),
         width,
         dtype,
     )

@@ -15,7 +15,7 @@ import torch
 
 from cryosim.core.fourier import frequencies, number
 from cryosim.core.volume import Volume
-from cryosim.specimen.potential import RadialBasis, bell_tolerance, bell_transform, bells_at
+from cryosim.specimen.potential import bell_tolerance, bell_transform, bells_at, potential_factors, radial_basis
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble
 
@@ -58,7 +58,8 @@ def potential_volume(
     if len(atoms) == 0:
         return Volume(torch.zeros(shape, dtype=dtype), voxel_size)
     solvent = number(specimen.ice.inner_potential) if specimen.ice else 0.0
-    radial = RadialBasis(atoms, parametrization, solvent, 0.75 / voxel_size**2, bell_tolerance(width))
+    factors = potential_factors(parametrization, solvent)
+    radial = radial_basis(atoms, factors, 0.75 / voxel_size**2, bell_tolerance(width), None)
     grid = [max(width, math.ceil(1.5 * n)) for n in shape]  # over the same field, so rarely of exactly 2/3 voxel
     finer = torch.tensor([g / (n * voxel_size) for g, n in zip(grid, shape, strict=True)], dtype=torch.float64)
     kept = [_paired(n) for n in shape]

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from cryosim.core.fourier import number
+from cryosim.core.inelastic import ICE_INNER_POTENTIAL
 from cryosim.core.record import Record, item
 from cryosim.core.rotation import random_rotations, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
 from cryosim.specimen.potential import AtomSlices, Slices, potential_slices
 from cryosim.specimen.scattering_factors import Parametrization
-
-ICE_INNER_POTENTIAL = 4.5301
-"""Mean inner potential of vitreous ice at 0.93 g/cm^3 [V]: Vulović et al. 2013, doi:10.1016/j.jsb.2013.05.008."""
 
 
 class Ice(Record):
@@ -166,23 +164,32 @@ def place_randomly(
     return Specimen(tuple(centred), tuple(poses), size, ice)
 
 
-class ImmersedSlices:
+class ImmersedSlices(Record):
     """Source of slices: atoms, which displace the ice, and the ice itself, shared evenly by the slices.
 
     Ice of constant potential has no structure across the beam: it turns the phase of the wave and, with amplitude
     contrast, weakens it, by the same factor everywhere, at whatever height. Made by `tilted_slices`.
     """
 
-    def __init__(self, atoms: Slices | AtomSlices, ice: torch.Tensor) -> None:
-        self.pixel_size, self.thickness = atoms.pixel_size, atoms.thickness
-        self._atoms, self._ice_per_slice = atoms, ice / len(atoms)
+    atoms: Slices | AtomSlices
+    ice: torch.Tensor = item(0)
+
+    @property
+    def pixel_size(self) -> float | torch.Tensor:
+        """[Å]."""
+        return self.atoms.pixel_size
+
+    @property
+    def thickness(self) -> float | torch.Tensor:
+        """Of a slice [Å]."""
+        return self.atoms.thickness
 
     def __len__(self) -> int:
-        return len(self._atoms)
+        return len(self.atoms)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        potential = self._atoms[i]
-        return potential + self._ice_per_slice.to(potential)
+        potential = self.atoms[i]
+        return potential + (self.ice / len(self.atoms)).to(potential)
 
 
 def tilted_slices(
