@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cryosim.acquisition.simulate import LARGEST_FIELD, Sampling, sampling_for
 from cryosim.acquisition.tilts import TiltScheme
+from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
-from cryosim.specimen.specimen import ICE_INNER_POTENTIAL, Ice
+from cryosim.specimen.ice import Absorption, Ice, rough_relief
 
 
 class ConfigError(ValueError):
@@ -51,7 +52,15 @@ class Slab(_Section):
     thickness: float = Field(default=400.0, gt=0)
     """Of the ice [Å]."""
     inner_potential: float = Field(default=ICE_INNER_POTENTIAL, ge=0)
-    """Of the ice [V]."""
+    """Mean, of the ice [V]."""
+    structure: Literal["constant", "water"] = "constant"
+    """Constant potential, or fluctuations as those of vitreous water, with its ring at 3.7 Å."""
+    roughness: float = Field(default=0.0, ge=0)
+    """Standard deviation of the height of either surface [Å]."""
+    correlation: float = Field(default=300.0, gt=0)
+    """Distance over which the height of a rough surface changes [Å]."""
+    mean_free_path: float | None = Field(default=None, gt=0)
+    """Inelastic, of the ice at 300 kV [Å]; 3750 by theory, 3150 to 3950 are in use."""
 
 
 class SpecimenSection(_Section):
@@ -66,6 +75,8 @@ class SpecimenSection(_Section):
     """Least distance between two molecules [Å]."""
     ice: Slab | None = Slab()
     """The ice around them; null for vacuum."""
+    mean_free_path: float | None = Field(default=None, gt=0)
+    """Inelastic, of the molecules at 300 kV [Å]; 1970 is protein; null leaves all absorption to amplitude_contrast."""
 
 
 class TiltSection(_Section):
@@ -103,6 +114,64 @@ class OpticsSection(_Section):
     """By a phase plate [deg]."""
     amplitude_contrast: float = Field(default=0.07, ge=0, le=1)
     """Fraction of the scattering that is absorption [1]; 0.07 takes half the beam in 1700 Å of ice."""
+    beam_tilt: tuple[float, float] = (0.0, 0.0)
+    """Direction (x, y) along which the electrons arrive [mrad]."""
+    aperture: float | None = Field(default=None, gt=0)
+    """Semi-angle of the objective aperture [mrad]; null is none."""
+    chromatic_aberration: float = 0.0
+    """[mm]; 2.7 is usual."""
+    energy_spread: float = Field(default=0.0, ge=0)
+    """Of the source, standard deviation [eV]; 0.3 is usual."""
+    voltage_ripple: float = Field(default=0.0, ge=0)
+    """Relative standard deviation of the voltage [1]."""
+    lens_ripple: float = Field(default=0.0, ge=0)
+    """Relative standard deviation of the lens current [1]."""
+    convergence: float = Field(default=0.0, ge=0)
+    """Half-angle of the illumination at 1/e of its intensity [mrad]."""
+    slit: float | None = Field(default=0.0, ge=0)
+    """Width of the energy slit [eV]: 0 passes electrons without a loss only, null is no filter."""
+    coma: float = 0.0
+    """C21 [Å]."""
+    coma_angle: float = 0.0
+    """[deg]."""
+    trefoil: float = 0.0
+    """C23 [Å]."""
+    trefoil_angle: float = 0.0
+    """[deg]."""
+    C32: float = 0.0
+    """[Å]."""
+    phi32: float = 0.0
+    """[deg]."""
+    C34: float = 0.0
+    """[Å]."""
+    phi34: float = 0.0
+    """[deg]."""
+    C41: float = 0.0
+    """[Å]."""
+    phi41: float = 0.0
+    """[deg]."""
+    C43: float = 0.0
+    """[Å]."""
+    phi43: float = 0.0
+    """[deg]."""
+    C45: float = 0.0
+    """[Å]."""
+    phi45: float = 0.0
+    """[deg]."""
+    C50: float = 0.0
+    """[Å]."""
+    C52: float = 0.0
+    """[Å]."""
+    phi52: float = 0.0
+    """[deg]."""
+    C54: float = 0.0
+    """[Å]."""
+    phi54: float = 0.0
+    """[deg]."""
+    C56: float = 0.0
+    """[Å]."""
+    phi56: float = 0.0
+    """[deg]."""
 
 
 class DetectorSection(_Section):
@@ -139,6 +208,14 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _fits_a_grid(self) -> Self:
         sampling(self)  # complains where the field is too large
+        section = self.specimen
+        if section.ice and (section.mean_free_path is None) != (section.ice.mean_free_path is None):
+            raise ValueError("expected both or none of specimen.mean_free_path and specimen.ice.mean_free_path")
+        if section.mean_free_path and self.optics.amplitude_contrast:
+            raise ValueError(
+                "expected optics.amplitude_contrast 0 where mean free paths are given, as both take the same "
+                f"electrons, got {self.optics.amplitude_contrast:g}"
+            )
         if depth(self) > LARGEST_FIELD * self.detector.pixel_size:
             raise ValueError(
                 f"expected specimen.size and specimen.ice.thickness to be at most {LARGEST_FIELD} times "
@@ -193,7 +270,9 @@ def tilt_scheme(section: TiltSection) -> TiltScheme:
 
 def optics(section: OpticsSection) -> Optics:
     """The optics a configuration asks for."""
-    return Optics(**section.model_dump())
+    fields: dict[str, Any] = section.model_dump()
+    fields |= {name: math.inf for name in ("aperture", "slit") if fields[name] is None}
+    return Optics(**fields)
 
 
 def detector(section: DetectorSection) -> Detector:
@@ -201,9 +280,26 @@ def detector(section: DetectorSection) -> Detector:
     return Detector(section.shape, section.pixel_size)
 
 
-def ice(section: Slab | None) -> Ice | None:
+def ice(config: RunConfig) -> Ice | None:
     """The ice a configuration asks for."""
-    return None if section is None else Ice(section.thickness, section.inner_potential)
+    section = config.specimen.ice
+    if section is None:
+        return None
+    relief = None
+    if section.roughness > 0:
+        field = max(n * sampling(config).pixel_size for n in sampling(config).shape)
+        extent = field / math.cos(math.radians(config.tilts.extent)) + section.thickness
+        generator = torch.Generator().manual_seed(config.seed)
+        relief = rough_relief(extent, section.roughness, section.correlation, generator=generator)
+    return Ice(section.thickness, section.inner_potential, relief, section.structure, config.seed)
+
+
+def absorption(section: SpecimenSection) -> Absorption | None:
+    """The absorption a configuration asks for."""
+    if section.mean_free_path is None:
+        return None
+    medium = section.ice.mean_free_path if section.ice else None
+    return Absorption(medium or ICE, section.mean_free_path)
 
 
 def sampling(config: RunConfig) -> Sampling:

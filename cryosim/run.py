@@ -123,14 +123,15 @@ def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generat
     """Molecules of the configuration at random poses."""
     section = config.specimen
     molecules = [read_atoms(_structure(m.structure, base), assembly=m.assembly) for m in section.molecules]
-    return place_randomly(
+    specimen = place_randomly(
         molecules,
         [m.copies for m in section.molecules],
         section.size,
-        ice=configuration.ice(section.ice),
+        ice=configuration.ice(config),
         gap=section.gap,
         generator=generator,
     )
+    return specimen.replace(absorption=configuration.absorption(section))
 
 
 def true_volume(config: RunConfig, specimen: Specimen) -> Volume:

@@ -113,6 +113,7 @@ def expected_exposure(
     """Expected counts (y, x) [e-/px] of exposure `which`; differentiable. Arguments as in `simulate`."""
     check_per_tilt(optics, len(tilts))
     sampling = sampling or sampling_for(detector, optics)
+    mine = optics.index(which)
     slices = tilted_slices(
         specimen,
         tilts.angles[which],
@@ -125,8 +126,10 @@ def expected_exposure(
         width=sampling.width,
         dtype=sampling.dtype,
         atoms=atoms,
+        voltage=mine.voltage,
+        frame=which,
     )
-    return expected_counts(slices, optics.index(which), detector, dose=tilts.doses[which], scattering=scattering)
+    return expected_counts(slices, mine, detector, dose=tilts.doses[which], scattering=scattering)
 
 
 def simulate(

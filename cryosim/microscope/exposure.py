@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 
 from cryosim.microscope.detector import Detector, detect
+from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum, energy_filtered_image
 from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics, per_image
-from cryosim.microscope.scattering import SliceSource, multislice
+from cryosim.microscope.scattering import SliceSource, absorbed_depth, multislice
 
 
 def expected_counts(
@@ -19,6 +20,7 @@ def expected_counts(
     *,
     dose: float | torch.Tensor,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    losses: LossSpectrum = ICE_LOSSES,
 ) -> torch.Tensor:
     """Mean number of electrons that each pixel counts.
 
@@ -32,6 +34,8 @@ def expected_counts(
         Electrons that fall on the specimen [e-/Å^2].
     scattering : callable
         `multislice` or another function of (slices, optics) that returns an exit wave.
+    losses : LossSpectrum
+        Of the electrons that the slices absorb; used where `optics.slit` lets some of them pass.
 
     Returns
     -------
@@ -44,6 +48,10 @@ def expected_counts(
         When the detector is larger than the simulated field, or from `scattering`.
     """
     wave = scattering(slices, optics)  # (..., y, x)
-    intensity = image(wave, optics, slices.pixel_size)  # (..., y, x) [1]
+    if isinstance(optics.slit, torch.Tensor) or optics.slit > 0:
+        depth = absorbed_depth(slices, optics)  # (..., y, x) [1]
+        intensity = energy_filtered_image(wave, depth, optics, slices.pixel_size, losses=losses)
+    else:
+        intensity = image(wave, optics, slices.pixel_size)  # (..., y, x) [1]
     seen = detect(intensity, slices.pixel_size, detector)  # (..., y, x) [1]
     return per_image(dose, seen.dtype, seen.device) * detector.pixel_size**2 * seen

@@ -29,16 +29,18 @@ threefold finer grid both are equally right, and the second pair of transforms i
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Literal, Protocol
 
 import torch
 
 from cryosim.core.constants import interaction_constant, wavelength
 from cryosim.core.fourier import band_limit as circular_band_limit
-from cryosim.core.fourier import frequencies
+from cryosim.core.fourier import frequencies, number
 from cryosim.core.record import hidden
 from cryosim.microscope.backward import Step, constant_memory_multislice
-from cryosim.microscope.optics import Optics, per_image, tilt_of
+from cryosim.microscope.optics import Optics, SamplingWarning, per_image, tilt_of
 
 Flight = Literal["fresnel", "exact"]
 
@@ -103,6 +105,11 @@ def multislice(
     ------
     ValueError
         When there are no slices, or a slice holds values that are not finite.
+
+    Warns
+    -----
+    SamplingWarning
+        When the field is too small for the length of the flight.
     """
     first = _first(slices, "multislice")
     shape, dtype, device = (first.shape[-2], first.shape[-1]), first.real.dtype, first.device
@@ -114,6 +121,7 @@ def multislice(
     if incident is not None:
         half = propagator(slices, optics, 0.5 * thickness, shape, dtype, device, flight) * limit
         incident = torch.fft.ifft2(torch.fft.fft2(incident.to(dtype.to_complex())) * half)
+    _check_flight(slices, optics, shape, plane)
     turn, damp = coupling(optics, dtype, device)
     step = Step(turn, damp, along, back, limit if limit_transmission else None, _lossless(optics))
     if memory == "constant" and not limit_transmission and not hidden():
@@ -164,6 +172,25 @@ def _scattered_once(slices: SliceSource, optics: Optics, name: str, flight: Flig
     limit = circular_band_limit(shape, dtype=dtype, device=device)
     turn, damp = coupling(optics, dtype, device)
     return torch.fft.ifft2(total * (back * limit)) * torch.complex(-damp, turn)
+
+
+def _check_flight(slices: SliceSource, optics: Optics, shape: tuple[int, int], plane: float | torch.Tensor) -> None:
+    """Warn where waves at the edge of the band fly, in all, farther than half the field to the side."""
+    if hidden():
+        return
+    n, thickness, size = len(slices), number(slices.thickness), number(slices.pixel_size)
+    heights = [-(n // 2) * thickness, (n - 1 - n // 2) * thickness, number(plane)]
+    distance = max(heights) - min(heights)
+    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64)).max())
+    aside, field = wave * distance / (3 * size), min(shape) * size  # the edge of the band is at 1 / (3 pixels)
+    if 2 * aside > field:
+        warnings.warn(
+            f"multislice: over {distance:.4g} Å the finest detail flies {aside:.4g} Å aside, more than half the field "
+            f"of {field:.4g} Å: it comes in again on the other side. Right is a field of {2 * aside:.4g} Å, or as many "
+            f"pixels of {size * math.sqrt(2 * aside / field):.3g} Å.",
+            SamplingWarning,
+            stacklevel=3,
+        )
 
 
 def _first(slices: SliceSource, name: str) -> torch.Tensor:

@@ -8,30 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from cryosim.core.fourier import number
-from cryosim.core.inelastic import ICE_INNER_POTENTIAL
+from cryosim.core.inelastic import absorption_potential, mean_free_path
 from cryosim.core.record import Record, item
 from cryosim.core.rotation import random_rotations, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
-from cryosim.specimen.potential import AtomSlices, Slices, potential_slices
+from cryosim.specimen.ice import Absorption, Ice, ImmersedSlices, reach_of, surfaces
+from cryosim.specimen.potential import Slices, displaced_volume_slices, potential_slices
 from cryosim.specimen.scattering_factors import Parametrization
-
-
-class Ice(Record):
-    """A slab of vitreous ice, wider than any field of view, normal to z at zero tilt.
-
-    Atoms displace ice wherever they stand, so they belong inside the slab. With amplitude contrast A the ice weakens
-    the beam by exp(-2 sigma A V t / cos(tilt)): a mean free path of 2400 Å at 300 kV for A = 0.07, 1700 Å for A = 0.1.
-
-    Attributes
-    ----------
-    thickness : float or tensor ()
-        [Å].
-    inner_potential : float or tensor ()
-        Constant potential of the ice [V]. Atoms displace it by their volumes.
-    """
-
-    thickness: float | torch.Tensor = item(0)
-    inner_potential: float | torch.Tensor = item(0, default=ICE_INNER_POTENTIAL)
+from cryosim.specimen.water import WaterField, outside, water_molecules
 
 
 class Poses(Record):
@@ -60,6 +44,8 @@ class Specimen(Record):
     size : (float, float, float)
         Extent (x, y, z) of the region that holds the molecules [Å].
     ice : Ice or None
+    absorption : Absorption or None
+        By inelastic scattering; None leaves it to `Optics.amplitude_contrast`. Give one of the two.
 
     Raises
     ------
@@ -71,6 +57,7 @@ class Specimen(Record):
     poses: tuple[Poses, ...]
     size: tuple[float, float, float]
     ice: Ice | None = None
+    absorption: Absorption | None = None
 
     def __post_init__(self) -> None:
         for name in ("molecules", "poses", "size"):
@@ -164,34 +151,6 @@ def place_randomly(
     return Specimen(tuple(centred), tuple(poses), size, ice)
 
 
-class ImmersedSlices(Record):
-    """Source of slices: atoms, which displace the ice, and the ice itself, shared evenly by the slices.
-
-    Ice of constant potential has no structure across the beam: it turns the phase of the wave and, with amplitude
-    contrast, weakens it, by the same factor everywhere, at whatever height. Made by `tilted_slices`.
-    """
-
-    atoms: Slices | AtomSlices
-    ice: torch.Tensor = item(0)
-
-    @property
-    def pixel_size(self) -> float | torch.Tensor:
-        """[Å]."""
-        return self.atoms.pixel_size
-
-    @property
-    def thickness(self) -> float | torch.Tensor:
-        """Of a slice [Å]."""
-        return self.atoms.thickness
-
-    def __len__(self) -> int:
-        return len(self.atoms)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        potential = self.atoms[i]
-        return potential + (self.ice / len(self.atoms)).to(potential)
-
-
 def tilted_slices(
     specimen: Specimen,
     angle: float | torch.Tensor,
@@ -205,6 +164,8 @@ def tilted_slices(
     width: int = 8,
     dtype: torch.dtype = torch.float32,
     atoms: Atoms | None = None,
+    voltage: float | torch.Tensor | None = None,
+    frame: int = 0,
 ) -> ImmersedSlices:
     """Slices of a specimen turned by R_z(axis_angle) R_y(angle) and displaced in the image plane.
 
@@ -223,29 +184,109 @@ def tilted_slices(
         As in `potential_slices`.
     atoms : Atoms, optional
         `assemble(specimen)`, where the caller has it already.
+    voltage : float or tensor (), optional
+        [kV]; needed where the specimen has an absorption, whose mean free paths depend on it.
+    frame : int
+        Number of the exposure: the fluctuations of the ice differ from one to the next.
 
     Returns
     -------
     ImmersedSlices
-        As many slices about z = 0 as the atoms reach; their ice amounts to inner potential * thickness / cos(angle).
+        As many slices about z = 0 as the atoms reach, and the ice where it has relief or structure; together they hold
+        a column of ice of thickness / cos(angle).
+
+    Raises
+    ------
+    ValueError
+        When a slice is thicker than the specimen, or the voltage is missing.
     """
+    depth = max(specimen.size[2], number(specimen.ice.thickness) if specimen.ice else 0.0)
+    if number(thickness) > depth:
+        raise ValueError(
+            f"tilted_slices: slices of {number(thickness):g} Å are thicker than the specimen, {depth:g} Å. Take "
+            "thinner ones; 2 to 10 Å are usual."
+        )
     atoms = assemble(specimen) if atoms is None else atoms
     atoms = atoms.moved(tilt_rotation(angle, axis_angle))
     if shift is not None:
         atoms = atoms.moved(shift=torch.cat([shift, shift.new_zeros(1)]))
     half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=atoms.positions.dtype)
     inside = (atoms.positions.detach()[:, :2].abs() <= half.to(atoms.positions.device)).all(1)
-    ice = specimen.ice
-    solvent = ice.inner_potential if ice else 0.0
-    if inside.any():
-        atoms = atoms.index(inside)
-        reach = float(atoms.positions.detach()[:, 2].abs().max())
-        n_slices = 2 * math.ceil(reach / number(thickness)) + 1  # the outermost centres lie beyond every atom
-        source = potential_slices(
-            atoms, shape, pixel_size, thickness, n_slices, parametrization, solvent=solvent, width=width, dtype=dtype
-        )
-    else:
-        source = Slices(torch.zeros(1, *shape, dtype=dtype), pixel_size, thickness)
+    atoms = atoms.index(inside)
+    ice, absorption = specimen.ice, specimen.absorption
+    structured = ice is not None and ice.structure == "water"
+    seen = None
+    if ice is not None and (structured or ice.relief is not None):
+        seen = surfaces(ice, angle, axis_angle, shift, shape, pixel_size)
+    reach = max(reach_of(ice, seen), float(atoms.positions.detach()[:, 2].abs().max()) if len(atoms) else 0.0)
+    grid = (shape, pixel_size, thickness, 2 * math.ceil(reach / number(thickness)) + 1)  # all lies within the centres
+    empty = Slices(torch.zeros(1, 1, 1, dtype=dtype).expand(grid[3], *shape), pixel_size, thickness)
+    potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
+    source, displaced = empty, None
+    if len(atoms):
+        solvent = ice.inner_potential if ice else 0.0
+        source = potential_slices(atoms, *grid, parametrization, solvent=solvent, width=width, dtype=dtype)
+    if structured or absorption is not None:
+        displaced = displaced_volume_slices(atoms, *grid, width=width, dtype=dtype) if len(atoms) else empty
     cosine = torch.cos(torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64)))
-    column = ice.inner_potential * ice.thickness / cosine if ice else torch.zeros(())  # [V·Å]
-    return ImmersedSlices(source, column)
+    field = None
+    if ice is not None and structured:
+        sizes = (shape, number(pixel_size), number(thickness))
+        device = atoms.positions.device
+        seed = ice.seed + (frame << 32)
+        field = WaterField(*sizes, seed=seed, parametrization=parametrization, dtype=dtype, device=device)
+    return ImmersedSlices(
+        source,
+        potential,
+        (ice.thickness if ice else 0.0) / cosine,
+        displaced,
+        None if absorption is None else _imaginary_potentials(absorption, ice, voltage),
+        seen,
+        field,
+    )
+
+
+def _imaginary_potentials(
+    absorption: Absorption, ice: Ice | None, voltage: float | torch.Tensor | None
+) -> torch.Tensor:
+    """Of the ice (0 in vacuum) and of the molecules (2,) [V]."""
+    if voltage is None:
+        raise ValueError("tilted_slices: expected the voltage [kV], as the specimen has an absorption; give voltage=.")
+    paths = (
+        mean_free_path(torch.as_tensor(x, dtype=torch.float64), voltage)
+        for x in (absorption.medium, absorption.molecules)
+    )
+    medium, molecules = (torch.as_tensor(absorption_potential(path, voltage)) for path in paths)
+    return torch.stack([medium if ice else torch.zeros_like(medium), molecules])
+
+
+def flooded(specimen: Specimen, *, b_factor: float = 0.0, generator: torch.Generator | None = None) -> Specimen:
+    """The specimen with its ice made of explicit molecules, for small fields: 0.093 atoms of water per Å^3.
+
+    Parameters
+    ----------
+    specimen : Specimen
+        With ice; the water fills its `size` in x and y and the thickness of the ice, without relief.
+    b_factor : float
+        Of the water [Å^2].
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    Specimen
+        One more molecule, the water outside all others, and no ice: beyond its size there is vacuum. Without
+        `Absorption`, which tells molecules from a medium.
+
+    Raises
+    ------
+    ValueError
+        When there is no ice.
+    """
+    if specimen.ice is None:
+        raise ValueError("flooded: expected a specimen with ice. Give it one: specimen.replace(ice=Ice(400.0)).")
+    thickness = number(specimen.ice.thickness)
+    water = water_molecules((*specimen.size[:2], thickness), b_factor=b_factor, generator=generator)
+    water = outside(water, assemble(specimen))
+    here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
+    size = (*specimen.size[:2], thickness)
+    return Specimen((*specimen.molecules, water), (*specimen.poses, here), size)

@@ -13,7 +13,8 @@ from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import projection
 from cryosim.specimen.atoms import Atoms
-from cryosim.specimen.specimen import Ice, Poses, Specimen
+from cryosim.specimen.ice import Ice
+from cryosim.specimen.specimen import Poses, Specimen
 
 
 def specimen_of(atoms, places=((0.0, 0.0, 0.0),), ice=None):

@@ -15,6 +15,7 @@ from cryosim.config import (
     ConfigError,
     Molecule,
     RunConfig,
+    absorption,
     config_text,
     detector,
     ice,
@@ -88,10 +89,36 @@ def test_the_parts_are_what_the_text_says():
     lens = optics(OTHER.optics)
     assert (lens.defocus, lens.phase_shift, lens.amplitude_contrast, lens.voltage) == (-1.5e-5, 90, 1, 200)
     assert (detector(OTHER.detector).shape, detector(OTHER.detector).pixel_size) == ((7, 9), 0.1 + 0.2)
-    assert ice(OTHER.specimen.ice) is None
+    assert ice(OTHER) is None
     chosen = sampling(OTHER)
     assert (chosen.pixel_size, chosen.thickness, chosen.parametrization, chosen.width) == (1 / 3, 2, "peng", 6)
     assert chosen.dtype == torch.float32
+
+
+def test_ice_with_structure_relief_and_absorption():
+    text = {
+        "specimen": {"mean_free_path": 1970, "ice": {"structure": "water", "roughness": 5, "mean_free_path": 3150}},
+        "optics": {"amplitude_contrast": 0, "slit": None, "aperture": 10},
+    }
+    config = RunConfig.model_validate(text)
+    made, again = ice(config), ice(config)
+    assert made.structure == "water"
+    assert float(made.relief.heights.std()) == pytest.approx(5, rel=0.2)
+    assert torch.equal(made.relief.heights, again.relief.heights)
+    assert (absorption(config.specimen).medium, absorption(config.specimen).molecules) == (3150, 1970)
+    assert (optics(config.optics).slit, optics(config.optics).aperture) == (math.inf, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("specimen: {mean_free_path: 1970}", "both or none of specimen.mean_free_path and specimen.ice.mean_free_path"),
+        ("specimen: {mean_free_path: 1970, ice: null}", "optics.amplitude_contrast 0 where mean free paths are given"),
+    ],
+)
+def test_electrons_are_absorbed_once(text, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        read_config(written(tmp_path, text))
 
 
 # ---- every field says what it is -----------------------------------------------------------------------------------
@@ -129,7 +156,7 @@ def test_every_field_is_described_with_its_unit(path, field):
     assert field.description
     assert field.description.endswith(".")
     if _holds_float(field.annotation):
-        assert re.search(r"\[(Å|V|kV|mm|deg|1|px|e-/Å\^2)\]", field.description)
+        assert re.search(r"\[(Å|V|kV|eV|mm|mrad|deg|1|px|e-/Å\^2)\]", field.description)
 
 
 def test_every_field_and_every_unit_stands_in_the_text():

@@ -7,13 +7,13 @@ import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR, interaction_constant, wavelength
 from cryosim.core.fourier import frequencies, positions, squared_frequencies
+from cryosim.core.inelastic import ICE_INNER_POTENTIAL
 from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import multislice, projection
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.potential import Slices, potential_slices
 from cryosim.specimen.scattering_factors import scattering_factor
-from cryosim.specimen.specimen import ICE_INNER_POTENTIAL
 
 
 def test_five_atoms_of_kirkland():

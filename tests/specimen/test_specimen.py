@@ -7,13 +7,13 @@ import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import centre_phases, frequencies, positions
+from cryosim.core.inelastic import ICE_INNER_POTENTIAL
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
+from cryosim.specimen.ice import Ice
 from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.scattering_factors import scattering_factor
 from cryosim.specimen.specimen import (
-    ICE_INNER_POTENTIAL,
-    Ice,
     Poses,
     Specimen,
     assemble,
