@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import fast_length
+from cryosim.core.fourier import fast_length, number
 from cryosim.core.record import Record, static
 from cryosim.microscope.detector import Detector
+from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.optics import Optics, check_per_tilt
 from cryosim.microscope.scattering import SliceSource, multislice
@@ -64,7 +66,8 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
     field
         the detector's and, on either side, as far as the defocus carries a wave of that frequency;
     thickness
-        at most 10 Å, and so thin that flight through a slice turns no kept wave by more than 0.1 rad.
+        at most 10 Å, and so thin that flight through a slice turns no kept wave by more than 0.25 rad: for protein that
+        is an error of 1e-3 of what is scattered, over the whole band (`tests/limits/test_slice_thickness.py`).
 
     Parameters
     ----------
@@ -78,23 +81,24 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
     ValueError
         When the field needs more than `LARGEST_FIELD` pixels a side and no `shape` says that this is meant.
     """
-    pixel = float(choices.get("pixel_size", BAND / math.sqrt(2) * float(detector.pixel_size)))
-    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64)).max())
-    defocus = float(torch.as_tensor(optics.defocus).abs().max())
-    margin = wave * defocus / (2 * float(detector.pixel_size)) + 10.0  # [Å]
-    field = [n * float(detector.pixel_size) + 2 * margin for n in detector.shape]
+    spacing = number(detector.pixel_size)
+    pixel = number(choices.get("pixel_size", BAND / math.sqrt(2) * spacing))
+    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64).detach()).max())
+    defocus = float(torch.as_tensor(optics.defocus).detach().abs().max())
+    margin = wave * defocus / (2 * spacing) + 10.0  # [Å]
+    field = [n * spacing + 2 * margin for n in detector.shape]
     if "shape" not in choices and not max(field) <= LARGEST_FIELD * pixel:
         raise ValueError(
             f"sampling_for: expected a simulated field of at most {LARGEST_FIELD} px a side, got "
             f"{max(field) / pixel:.0f} px of {pixel:g} Å: a detector of {tuple(detector.shape)} px of "
-            f"{float(detector.pixel_size):g} Å and a margin of {margin:.0f} Å, over which a defocus of {defocus:g} Å "
+            f"{spacing:g} Å and a margin of {margin:.0f} Å, over which a defocus of {defocus:g} Å "
             "spreads. Take larger pixels, a smaller detector or less defocus, or set the shape by hand."
         )
     edge = BAND / (2 * pixel)  # [1/Å]
     defaults = {
         "shape": tuple(fast_length(math.ceil(length / pixel)) for length in field),
         "pixel_size": pixel,
-        "thickness": min(10.0, 0.1 / (math.pi * wave * edge**2)),
+        "thickness": min(10.0, 0.25 / (math.pi * wave * edge**2)),
     }
     return Sampling(**(defaults | choices))
 
@@ -108,6 +112,7 @@ def expected_exposure(
     *,
     sampling: Sampling | None = None,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    losses: LossSpectrum = ICE_LOSSES,
     atoms: Atoms | None = None,
 ) -> torch.Tensor:
     """Expected counts (y, x) [e-/px] of exposure `which`; differentiable. Arguments as in `simulate`."""
@@ -129,7 +134,7 @@ def expected_exposure(
         voltage=mine.voltage,
         frame=which,
     )
-    return expected_counts(slices, mine, detector, dose=tilts.doses[which], scattering=scattering)
+    return expected_counts(slices, mine, detector, dose=tilts.doses[which], scattering=scattering, losses=losses)
 
 
 def simulate(
@@ -141,6 +146,7 @@ def simulate(
     generator: torch.Generator | None = None,
     sampling: Sampling | None = None,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
+    losses: LossSpectrum = ICE_LOSSES,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TiltSeries:
@@ -162,6 +168,8 @@ def simulate(
         `sampling_for(detector, optics)` when left out.
     scattering : callable
         `multislice`, or another step of the ladder.
+    losses : LossSpectrum
+        Of the electrons that lose energy, where `optics.slit` lets them pass.
     workers : int
         Exposures computed at once, each by a thread of its own. Worth more than threads inside a transform of these
         sizes: set torch's own to one then.
@@ -183,11 +191,11 @@ def simulate(
     sampling = sampling or sampling_for(detector, optics)
     atoms = assemble(specimen)
 
+    how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses}
+
     def expose(i: int) -> torch.Tensor:
         with torch.no_grad():
-            return expected_exposure(
-                specimen, tilts, optics, detector, i, sampling=sampling, scattering=scattering, atoms=atoms
-            )
+            return expected_exposure(specimen, tilts, optics, detector, i, atoms=atoms, **how)
 
     images = []
     pool = ThreadPoolExecutor(workers)

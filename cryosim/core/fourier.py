@@ -117,11 +117,12 @@ def resampling_matrix(
     ratio : float or tensor ()
         New spacing over old spacing.
     """
-    cutoff = 0.5 / max(number(ratio), 1.0)  # [cycles / old sample]
-    m = torch.arange(1, int(cutoff * n - 1e-9) + 1, dtype=torch.float64, device=device)
-    m = m[2 * m < n]  # the unpaired frequency of an even n has no phase of its own
+    coarser = torch.as_tensor(ratio, dtype=torch.float64, device=device).detach().clamp_min(1.0)
+    # without the unpaired frequency of an even n, which has no phase of its own
+    m = torch.arange(1, (n - 1) // 2 + 1, dtype=torch.float64, device=device)
+    kept = (m <= 0.5 * n / coarser - 1e-9).to(m.dtype)
     new = positions(out, ratio, dtype=torch.float64, device=device)
     old = positions(n, dtype=torch.float64, device=device)
     there, here = (2 * torch.pi * at[:, None] * m / n for at in (new, old))  # (out, m), (n, m)
-    matrix = 1 + 2 * (torch.cos(there) @ torch.cos(here).T + torch.sin(there) @ torch.sin(here).T)
+    matrix = 1 + 2 * ((kept * torch.cos(there)) @ torch.cos(here).T + (kept * torch.sin(there)) @ torch.sin(here).T)
     return (matrix / n).to(dtype)

@@ -31,8 +31,9 @@ CARBON = 1730.0
 
 ICE_INNER_POTENTIAL = 4.5301
 """Mean inner potential of vitreous ice at 0.93 g/cm^3 [V]: Vulović et al. 2013, doi:10.1016/j.jsb.2013.05.008."""
-PROTEIN_INNER_POTENTIAL = 7.0
-"""Mean inner potential of protein at 1.35 g/cm^3 [V], of independent atoms."""
+PROTEIN_INNER_POTENTIAL = 8.0
+"""Mean inner potential of protein at 1.35 g/cm^3 [V]: independent atoms of ubiquitin with its hydrogens, 7.97 to 8.01
+by the three tables of scattering factors; without hydrogens it would be 7.0 (as often quoted) at the same density."""
 
 _LOSS = 20.0  # mean energy loss the scaling assumes [eV]
 
@@ -110,12 +111,12 @@ def inelastic_contrast(
     reference, medium_reference : float or tensor (...)
         Mean free paths of the body and of the medium at 300 kV [Å]; protein and ice when left out.
     inner_potential, medium_inner_potential : float or tensor (...)
-        Mean inner potentials [V]. Protein at 1.35 g/cm^3 has about 7.0 V, ice at 0.93 g/cm^3 4.53 V.
+        Mean inner potentials [V]; protein with its hydrogens at 1.35 g/cm^3, ice at 0.93 g/cm^3.
 
     Returns
     -------
     float or tensor (...)
-        A [1], for protein in ice 0.075 at 300 kV and 0.096 at 100 kV: the A of a potential (sqrt(1 - A^2) + i A) V.
+        A [1], for protein in ice 0.053 at 300 kV and 0.068 at 100 kV: the A of a potential (sqrt(1 - A^2) + i A) V.
 
     Raises
     ------
@@ -126,7 +127,9 @@ def inelastic_contrast(
     -----
     A / sqrt(1 - A^2) is the ratio of what the body adds to the imaginary and to the real potential. Values in use are
     0.07 (measured on protein in ice by Toyoshima & Unwin 1988, Ultramicroscopy 25:279) to 0.10 (the default of many
-    single-particle programs). So inelastic loss explains most of it; electrons that an aperture stops add the rest.
+    single-particle programs). So inelastic loss explains over half of it; electrons scattered elastically beyond the
+    aperture or the band of the simulation add to it. (With 7.0 V for protein, which leaves out its hydrogens, it would
+    be 0.075.)
     A specimen whose slices carry their absorption must not be given it again by `Optics.amplitude_contrast`.
     """
     body = absorption_potential(mean_free_path(reference, voltage), voltage)

@@ -18,6 +18,13 @@ def hidden() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
+def differentiated(value: Any) -> bool:
+    """Whether derivatives in a value may be asked for: of a graph, of forward mode, or inside torch.func."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.requires_grad or hidden() or torch.autograd.forward_ad._current_level >= 0
+
+
 _COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128, torch.float16: torch.complex32}
 
 

@@ -6,16 +6,20 @@ One step takes the wave u in front of a slice to the wave in front of the next,
 
 D = P L being flight P and band limit L. Given g = dLoss/du' (conj. Wirtinger, as torch has it),
 
-    lambda = F^-1[ conj(D) F[g] ],    dLoss/du = conj(t) lambda,    dLoss/d(ln t) = conj(z) lambda
+    dLoss/dz = F^-1[ conj(D) F[g] ],    dLoss/du = conj(t) dLoss/dz,    dLoss/d(ln t) = conj(u) dLoss/du
 
 so the backward pass needs u at every slice, last slice first. Instead of keeping them it runs the steps in reverse,
 
-    u = L t^-1 F^-1[ conj(P) F[u'] ]
+    u = L t^-1 F^-1[ conj(D) F[u'] ]
 
-which is exact but for what the band limit cut off z, less than 1e-6 of the wave a slice for molecules. The forward
-pass tries it at four slices. Where the error is too large (rough slices, heavy atoms), where the wave rebuilt in front
-of the first slice turns out not to be the incident one (strong absorbers), and in double precision, the backward pass
-starts from checkpoints at every sqrt(n)-th slice instead: exact always, at the price of 2 sqrt(n) waves.
+side by side with the gradient, whose steps are the same but for L, and for conj(t) in place of t^-1,
+
+This is exact but for what the band limit cut off z, less than 1e-6 of the wave a slice for molecules. It is tried on
+the incident wave at four slices. Where u differs little from what it is before the last L, the product with the
+gradient takes the latter, which saves a transform. Where the error is too large (rough slices, heavy atoms), where the
+wave rebuilt in front of the first slice turns out not to be the incident one (strong absorbers), and in double
+precision, the backward pass starts from checkpoints at every sqrt(n)-th slice instead: exact always, at the price of
+2 sqrt(n) waves. A gradient that is to be differentiated again takes the whole graph.
 
 The slices themselves are asked for again, one by one, and torch differentiates each slice's own small graph. So a
 source must be a tensor of slices or a record (a pytree) whose tensors it depends on.
@@ -31,17 +35,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree
 
-from cryosim.core.record import Record
+from cryosim.core.record import Record, hidden
 
 _TOLERANCE = 3e-5
 """Of rebuilt waves, relative: beyond it the backward pass takes checkpoints."""
 
 _ROUNDING = 2e-7
 """Of one step there and back in single precision."""
-
-
-Watch = Callable[[int, torch.Tensor | None, torch.Tensor, torch.Tensor], None]
-"""Sees (i, u, t, F[z]) of every slice."""
 
 
 class Step(NamedTuple):
@@ -85,17 +85,28 @@ class Step(NamedTuple):
             return self.turn * v.real - self.damp * v.imag, self.damp * v.real + self.turn * v.imag
         return self.turn * v, None if self.lossless else self.damp * v
 
-    def all(self, slices: Any, incident: torch.Tensor | None, watch: Watch | None = None) -> torch.Tensor:
-        """Exit wave (..., y, x), by operations that torch differentiates."""
+    def all(
+        self, slices: Any, incident: torch.Tensor | None, watch: Callable[[int, torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """Exit wave (..., y, x), by operations torch differentiates; `watch` sees u of every slice but the first."""
         n, wave = len(slices), incident
         for i in range(n):
-            t = self.transmission(slices[i])
-            spectrum = torch.fft.fft2(t if wave is None else t * wave)
-            if watch is not None:
-                watch(i, wave, t, spectrum)
-            wave = torch.fft.ifft2(spectrum * (self.flight if i < n - 1 else self.back))
+            wave = self.passed(wave, self.transmission(slices[i]), self.flight if i < n - 1 else self.back)
+            if watch is not None and i < n - 1:
+                watch(i + 1, wave)
         assert wave is not None
         return wave
+
+    def passed(self, wave: torch.Tensor | None, t: torch.Tensor, flight: torch.Tensor) -> torch.Tensor:
+        """The wave u' (..., y, x) behind a transmission t, which is used up, and a flight."""
+        spectrum = torch.fft.fft2(t if wave is None else times(t, wave))
+        return torch.fft.ifft2(times(spectrum, flight))
+
+
+def times(fresh: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Product with a tensor that nobody else holds: in place where no gradient asks for it."""
+    grows = torch.broadcast_shapes(fresh.shape, factor.shape) != fresh.shape
+    return fresh * factor if grows or torch.is_grad_enabled() or hidden() else fresh.mul_(factor)
 
 
 def constant_memory_multislice(
@@ -123,8 +134,17 @@ def constant_memory_multislice(
     if not any(x.requires_grad for x in inputs):
         return step.all(slices, incident)
     values = getattr(slices, "values", None)  # of `Slices`: a tensor whose slices need no graph of their own
-    source = _Source(leaves, at, structure, next((j for j, x in enumerate(tensors) if x is values), None))
+    of_values = next((j for j, x in enumerate(tensors) if x is values and _are_the_slices(x, slices)), None)
+    source = _Source(leaves, at, structure, of_values)
     return _Multislice.apply(source, invertible, step.lossless, *inputs)  # type: ignore[return-value]
+
+
+def _are_the_slices(values: torch.Tensor, slices: Any) -> bool:
+    """Whether slice i is nothing but values[..., i, :, :]: the same memory, seen the same way."""
+    if values.ndim < 3 or values.shape[-3] != len(slices):
+        return False
+    pairs = [(values[..., i, :, :], slices[i]) for i in (0, len(slices) - 1)]
+    return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() for a, b in pairs)
 
 
 class _Source(NamedTuple):
@@ -147,60 +167,90 @@ class _Multislice(torch.autograd.Function):
     def forward(ctx: Any, source: _Source, invertible: bool, lossless: bool, *inputs: torch.Tensor) -> torch.Tensor:
         turn, damp, flight, back, incident, *tensors = inputs
         step, slices = Step(turn, damp, flight, back, None, lossless), source.rebuilt(tensors)
-        trial = _Trial(step, slices) if invertible and flight.dtype == torch.complex64 else None
-        exit_wave = step.all(slices, incident, trial)
-        ctx.save_for_backward(exit_wave, *inputs)
-        ctx.source, ctx.lossless = source, lossless
-        ctx.reversible = trial is not None and trial.succeeds()
+        ctx.source, ctx.lossless, ctx.n_inputs = source, lossless, len(inputs)
+        ctx.reversible, ctx.masked = _is_reversible(step, slices, incident) if invertible else (False, False)
+        checkpoints = _Checkpoints(len(slices), incident)
+        exit_wave = step.all(slices, incident, None if ctx.reversible else checkpoints)
+        ctx.save_for_backward(exit_wave, *inputs, *checkpoints.waves[1:])
         return exit_wave
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        exit_wave, *inputs = ctx.saved_tensors
+        exit_wave, *saved = ctx.saved_tensors
+        inputs, kept = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
         turn, damp, flight, back, incident, *tensors = inputs
-        step = Step(turn, damp, flight, back, None, ctx.lossless)
-        collect = functools.partial(_collect, step, ctx.source, incident, tensors, gradient, ctx.needs_input_grad[3:])
-        grads = collect(_Reversed(step, exit_wave)) if ctx.reversible else None
+        step, slices = Step(turn, damp, flight, back, None, ctx.lossless), ctx.source.rebuilt(tensors)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again: that takes the whole graph
+            asked = [x for x, need in zip(inputs, ctx.needs_input_grad[3:], strict=True) if need]
+            found = iter(
+                torch.autograd.grad(step.all(slices, incident), asked, gradient, create_graph=True, allow_unused=True)
+            )
+            return None, None, None, *(next(found) if need else None for need in ctx.needs_input_grad[3:])
+        collect = functools.partial(_collect, step, ctx.source, incident, tensors, ctx.needs_input_grad[3:])
+        grads = collect(_Reversed(step, exit_wave, gradient, ctx.masked)) if ctx.reversible else None
         if grads is None:
-            grads = collect(_Replayed(step, ctx.source.rebuilt(tensors), incident))
+            checkpoints = _Checkpoints(len(slices), incident)
+            checkpoints.waves += kept
+            if ctx.reversible:  # none were kept
+                step.all(slices, incident, checkpoints)
+            grads = collect(_Replayed(step, slices, checkpoints, gradient))
         return None, None, None, *(grads or ())
 
 
-class _Trial:
-    """Rebuilds the wave in front of four slices from the wave behind them, while both are at hand."""
+def _is_reversible(step: Step, slices: Any, incident: torch.Tensor) -> tuple[bool, bool]:
+    """Whether waves rebuilt in reverse may be expected to stay within the tolerance, by four slices taken alone.
 
-    def __init__(self, step: Step, slices: Any) -> None:
-        self._step, self._slices, self._inside = step, slices, _inside(step)
-        self._chosen, self._largest = {i * len(slices) // 4 for i in range(4)}, 0.0
+    All slices make three times the error at most that this allows for one after the other. The second value says
+    whether the last band limit must be applied before the wave is used.
+    """
+    if incident.dtype != torch.complex64:
+        return False, True
+    inside, rebuilt, cut = _inside(step), 0.0, 0.0
+    for i in {i * len(slices) // 4 for i in range(4)}:
+        t = step.transmission(slices[i])
+        wave = torch.fft.ifft2(torch.fft.fft2(t * incident) * inside) * step.inverse_transmission(slices[i], t)
+        cut = max(cut, _difference(wave, incident))
+        rebuilt = max(rebuilt, _difference(torch.fft.ifft2(torch.fft.fft2(wave) * inside), incident))
+    systematic = max(rebuilt**2 - _ROUNDING**2, 0.0) ** 0.5
+    return len(slices) * systematic <= 3 * _TOLERANCE, cut > _TOLERANCE
 
-    def __call__(self, i: int, wave: torch.Tensor | None, t: torch.Tensor, spectrum: torch.Tensor) -> None:
-        if i in self._chosen and wave is not None:
-            inverse = self._step.inverse_transmission(self._slices[i], t)
-            rebuilt = torch.fft.ifft2(_before(inverse, spectrum, self._inside))
-            self._largest = max(self._largest, _difference(rebuilt, wave))
 
-    def succeeds(self) -> bool:
-        """Whether the errors of all slices, less what is rounding, may be expected to stay within the tolerance.
+class _Checkpoints:
+    """Keeps the wave in front of every `spacing`-th slice."""
 
-        They add up to a third at most of what the largest would make of all slices.
-        """
-        systematic = max(self._largest**2 - _ROUNDING**2, 0.0) ** 0.5
-        return len(self._slices) * systematic <= 3 * _TOLERANCE
+    def __init__(self, n: int, incident: torch.Tensor) -> None:
+        self.spacing, self.waves = math.isqrt(n - 1) + 1, [incident]
+
+    def __call__(self, i: int, wave: torch.Tensor) -> None:
+        if i % self.spacing == 0:
+            self.waves.append(wave)
 
 
 class _Reversed:
-    """Waves in front of the slices, last first, by the steps in reverse."""
+    """Waves and gradients in front of the slices, last first, both by the steps in reverse."""
 
-    def __init__(self, step: Step, exit_wave: torch.Tensor) -> None:
-        self._step, self._flown, self._inside = step, step.back, _inside(step)
-        self._spectrum = torch.fft.fft2(exit_wave)
+    def __init__(self, step: Step, exit_wave: torch.Tensor, gradient: torch.Tensor, masked: bool) -> None:
+        self._step, self._masked, self._inside = step, masked, _inside(step)
+        self._spectra = torch.fft.fft2(torch.stack([exit_wave, gradient]))  # (2, ..., y, x)
 
-    def before(self, i: int, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        inverse = self._step.inverse_transmission(v, t)
-        self._spectrum = _before(inverse, self._spectrum * self._flown.conj(), self._inside)
-        self._flown = self._step.flight
-        return torch.fft.ifft2(self._spectrum)
+    @property
+    def spectrum(self) -> torch.Tensor:
+        """F[g] (..., y, x) behind the slice that comes next."""
+        return self._spectra[1]
+
+    def before(self, i: int, v: torch.Tensor, t: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """u and dLoss / du (..., y, x) in front of slice i; `back` is conj(D) behind it."""
+        both = torch.fft.ifft2(self._spectra.mul_(back))
+        conjugate = t.conj().resolve_conj()
+        if self._step.lossless and not v.is_complex():
+            both.mul_(conjugate)
+        else:
+            both[0].mul_(self._step.inverse_transmission(v, t))
+            both[1].mul_(conjugate)
+        self._spectra = torch.fft.fft2(both)
+        self._spectra[0].mul_(self._inside)
+        wave = torch.fft.ifft2(self._spectra[0]) if self._masked or i == 0 else both[0]
+        return wave, both[1]
 
     def agrees(self, wave: torch.Tensor, incident: torch.Tensor) -> bool:
         """Whether the wave rebuilt in front of slice 0 is the incident one."""
@@ -211,40 +261,31 @@ def _inside(step: Step) -> torch.Tensor:
     return (step.flight.abs() > 0.5).to(step.turn.dtype)
 
 
-def _before(inverse: torch.Tensor, behind: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """L F[t^-1 F^-1[behind]]."""
-    return torch.fft.fft2(inverse * torch.fft.ifft2(behind * inside)) * inside
-
-
 def _difference(wave: torch.Tensor, other: torch.Tensor) -> float:
-    """Root mean square, relative."""
-    return float(
-        torch.view_as_real(wave - other).square().mean().sqrt() / torch.view_as_real(other).square().mean().sqrt()
+    """Root mean square over the image, relative; the largest of the batch."""
+    error, size = (
+        torch.view_as_real(x).square().sum(-1).mean((-2, -1)).sqrt() for x in (wave - other, other.expand_as(wave))
     )
+    return float((error / size).max())
 
 
 class _Replayed:
-    """Waves in front of the slices, last first, by running forward again from checkpoints."""
+    """The same from checkpoints: the waves by running forward again, the gradient in reverse."""
 
-    def __init__(self, step: Step, slices: Any, incident: torch.Tensor) -> None:
-        self._step, self._slices = step, slices
-        self._length = math.isqrt(len(slices) - 1) + 1
-        self._kept, self._checkpoints = [], [incident]
-        for i in range((len(slices) - 1) // self._length * self._length):
-            incident = self._next(incident, i)
-            if (i + 1) % self._length == 0:
-                self._checkpoints.append(incident)
+    def __init__(self, step: Step, slices: Any, checkpoints: _Checkpoints, gradient: torch.Tensor) -> None:
+        self._step, self._slices, self._checkpoints = step, slices, checkpoints
+        self._kept: list[torch.Tensor] = []
+        self.spectrum = torch.fft.fft2(gradient)
 
-    def _next(self, wave: torch.Tensor, i: int) -> torch.Tensor:
-        behind = wave * self._step.transmission(self._slices[i].detach())
-        return torch.fft.ifft2(torch.fft.fft2(behind) * self._step.flight)
-
-    def before(self, i: int, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def before(self, i: int, v: torch.Tensor, t: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._kept:
-            self._kept.append(self._checkpoints.pop())
-            for j in range(i // self._length * self._length, i):
-                self._kept.append(self._next(self._kept[-1], j))
-        return self._kept.pop()
+            self._kept.append(self._checkpoints.waves.pop())
+            for j in range(i // self._checkpoints.spacing * self._checkpoints.spacing, i):
+                again = self._step.transmission(self._slices[j].detach())
+                self._kept.append(self._step.passed(self._kept[-1], again, self._step.flight))
+        gradient = times(torch.fft.ifft2(times(self.spectrum, back)), t.conj().resolve_conj())
+        self.spectrum = torch.fft.fft2(gradient)
+        return self._kept.pop(), gradient
 
     def agrees(self, wave: torch.Tensor, incident: torch.Tensor) -> bool:
         return True
@@ -255,7 +296,6 @@ def _collect(
     source: _Source,
     incident: torch.Tensor,
     tensors: list[torch.Tensor],
-    gradient: torch.Tensor,
     needed: tuple[bool, ...],
     waves: _Reversed | _Replayed,
 ) -> list[torch.Tensor | None] | None:
@@ -267,24 +307,23 @@ def _collect(
     whole = None if source.values is None else of_tensors[source.values]
     local = [x.detach().requires_grad_(j in wanted) for j, x in enumerate(tensors)]
     slices = source.rebuilt(local)
-    flown, of_flight = step.back, of_back
+    behind, of_flight = step.back.conj().resolve_conj(), of_back
+    gradient = torch.zeros(())
     for i in reversed(range(len(slices))):
         with torch.set_grad_enabled(bool(wanted)):
             slice_ = slices[i]
         v = slice_.detach()
         t = step.transmission(v)
-        wave = waves.before(i, v, t)
+        spectrum = None if of_flight is None else waves.spectrum.clone()
+        wave, gradient = waves.before(i, v, t, behind)
         if i == 0 and not waves.agrees(wave, incident):
             return None
-        z = t * wave
-        spectrum = torch.fft.fft2(gradient)
-        if of_flight is not None:
+        if of_flight is not None and spectrum is not None:
             pixels = spectrum.shape[-1] * spectrum.shape[-2]
-            of_flight += (torch.fft.fft2(z).conj() * spectrum).sum_to_size(of_flight.shape) / pixels
-        arriving = torch.fft.ifft2(spectrum * flown.conj())
-        of_log = z.conj() * arriving  # dLoss / d ln t
-        gradient = t.conj() * arriving
-        flown, of_flight = step.flight, of_between
+            of_flight += (torch.fft.fft2(t * wave).conj() * spectrum).sum_to_size(of_flight.shape) / pixels
+        if i == len(slices) - 1:
+            behind, of_flight = step.flight.conj().resolve_conj(), of_between
+        of_log = wave.conj() * gradient  # dLoss / d ln t
         for of_coupling, part in ((turn, torch.imag), (damp, lambda x: -x.real)):
             if of_coupling is not None:
                 terms = part(v.conj() * of_log).double()
@@ -293,11 +332,13 @@ def _collect(
             continue
         if v.is_complex():
             of_slice = torch.complex(-step.damp, -step.turn) * of_log
+        elif step.lossless:
+            of_slice = step.turn * of_log.imag
         else:
             of_slice = step.turn * of_log.imag - step.damp * of_log.real
         of_slice = of_slice.sum_to_size(v.shape)
         if whole is not None:
-            whole[..., i, :, :] += of_slice
+            whole[..., i, :, :] = of_slice
         if slice_.requires_grad:
             parts = torch.autograd.grad(slice_, [local[j] for j in wanted], of_slice, allow_unused=True)
             for j, part in zip(wanted, parts, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cryosim.core.fourier import number, resampling_matrix
-from cryosim.core.record import Record, item, static
+from cryosim.core.record import Record, hidden, item, static
 
 
 class Detector(Record):
@@ -54,7 +54,7 @@ def detect(intensity: torch.Tensor, pixel_size: float | torch.Tensor, detector: 
     """
     out, given = detector.shape, intensity.shape[-2:]
     ratio = detector.pixel_size / pixel_size  # may carry gradients
-    if any(o * number(ratio) > n * (1 + 1e-9) for o, n in zip(out, given, strict=True)):
+    if not hidden() and any(o * number(ratio) > n * (1 + 1e-9) for o, n in zip(out, given, strict=True)):
         raise ValueError(
             f"Detector: {tuple(out)} px of {number(detector.pixel_size):g} Å reach beyond the simulated field of "
             f"{tuple(given)} px of {number(pixel_size):g} Å. Simulate a larger field or use a smaller detector."

@@ -31,6 +31,7 @@ import torch
 from cryosim.core.fourier import fast_length
 from cryosim.core.record import Record, hidden, item, static
 from cryosim.microscope.imaging import image as coherent_image
+from cryosim.microscope.imaging import unchecked_image
 from cryosim.microscope.optics import Optics, per_image
 
 Number = float | torch.Tensor
@@ -200,6 +201,9 @@ def energy_filtered_image(
     many = _many(column, losses.most_events)
     if not uniform:
         column, many = column.to(real), many.to(real)
+    of_loss = (
+        unchecked_image if image is coherent_image else image
+    )  # a rare loss far out of focus need not be warned of
     elastic = wave if uniform else wave * torch.exp(column / 2)
     for j, start in enumerate(losses.edges):
         if isinstance(optics.slit, (int, float)) and start >= optics.slit / 2:
@@ -207,11 +211,11 @@ def energy_filtered_image(
         focused = optics.replace(defocus=optics.defocus + defocus_change(energies[j], optics))
         weight = _weight(column, many, fractions[:, j])  # (..., y, x) or (..., 1, 1)
         if uniform:
-            total = total + (torch.exp(column) * weight).to(real) * image(wave, focused, pixel_size)
+            total = total + (torch.exp(column) * weight).to(real) * of_loss(wave, focused, pixel_size)
         else:
             mean = weight.mean((-2, -1), keepdim=True)
             share = torch.sqrt((weight + _SMALL) / (mean + _SMALL)).to(real)
-            total = total + mean.to(real) * image(elastic * share, focused, pixel_size)
+            total = total + mean.to(real) * of_loss(elastic * share, focused, pixel_size)
     return total
 
 

@@ -49,7 +49,8 @@ def expected_counts(
     """
     wave = scattering(slices, optics)  # (..., y, x)
     if isinstance(optics.slit, torch.Tensor) or optics.slit > 0:
-        depth = absorbed_depth(slices, optics)  # (..., y, x) [1]
+        # beside molecules in vacuum the band limit rings below zero, by 1e-4 or so
+        depth = absorbed_depth(slices, optics).clamp_min(0)  # (..., y, x) [1]
         intensity = energy_filtered_image(wave, depth, optics, slices.pixel_size, losses=losses)
     else:
         intensity = image(wave, optics, slices.pixel_size)  # (..., y, x) [1]

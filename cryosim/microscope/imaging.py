@@ -48,15 +48,25 @@ def image(
     The envelopes multiply the wave (quasi-coherent, Frank 1973): exact where scattered waves interfere with the
     unscattered one only, too small a background where they are strong. `partially_coherent_image` has no such limit.
     """
-    shape = (wave.shape[-2], wave.shape[-1])
-    check_sampling(optics, shape, pixel_size)
-    real = wave.real.dtype
-    lens = transfer(optics, shape, pixel_size, dtype=torch.float64, device=wave.device).to(real.to_complex())
-    seen = torch.fft.ifft2(torch.fft.fft2(wave) * lens)
+    check_sampling(optics, (wave.shape[-2], wave.shape[-1]), pixel_size)
     if not linear:
-        return seen.real**2 + seen.imag**2
+        return unchecked_image(wave, optics, pixel_size)
+    seen = _seen(wave, optics, pixel_size)
     beam = seen.mean((-2, -1), keepdim=True)  # (..., 1, 1)
     return 2 * (beam.conj() * seen).real - (beam.real**2 + beam.imag**2)
+
+
+def unchecked_image(wave: torch.Tensor, optics: Optics, pixel_size: float | torch.Tensor) -> torch.Tensor:
+    """`image` that never warns."""
+    seen = _seen(wave, optics, pixel_size)
+    return seen.real**2 + seen.imag**2
+
+
+def _seen(wave: torch.Tensor, optics: Optics, pixel_size: float | torch.Tensor) -> torch.Tensor:
+    """Wave (..., y, x) in the plane of the image."""
+    shape = (wave.shape[-2], wave.shape[-1])
+    lens = transfer(optics, shape, pixel_size, dtype=torch.float64, device=wave.device)
+    return torch.fft.ifft2(torch.fft.fft2(wave) * lens.to(wave.real.dtype.to_complex()))
 
 
 def check_sampling(

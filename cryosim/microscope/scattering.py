@@ -14,7 +14,8 @@ and kt = beam tilt / lambda,
 (Kirkland 2020, eqs. 6.5 and 6.65; Cowley & Moodie 1957, doi:10.1107/S0365110X57002194; tilt: Ishizuka 1982,
 doi:10.1107/S0567739482001600.) The signs belong together: so matter, whose potential is positive, focuses electrons.
 The first Born field is u = sum_i P(-z_i) c v_i: both side-bands of the curved Ewald sphere, for |1 + u|^2 holds u and
-its conjugate; Rytov's wave is exp(u) (Rytov, Kravtsov & Tatarskii 1989; for electrons Krause et al. 2020).
+its conjugate (its mean u0 scatters nothing, so the wave is exp(u0) (1 + u - u0)); Rytov's wave is exp(u) (Rytov,
+Kravtsov & Tatarskii 1989).
 
 A slice acts at its middle (Strang splitting, second order in the thickness): between two slices lies one thickness of
 flight, and half of one before the first and after the last. The exit wave is referred to a plane: z = 0, the box
@@ -93,8 +94,8 @@ def multislice(
     memory : {"constant", "graph"}
         How gradients are made. "constant" holds a few waves, however many slices there are, and rebuilds the others
         backwards; it works for tensors of slices (`Slices`) and for sources that are records (`potential_slices`,
-        `tilted_slices`). "graph" keeps every slice, and allows second derivatives; so do other sources, torch.func
-        transforms and limits on the transmission.
+        `tilted_slices`). "graph" keeps every slice; so do other sources, second derivatives, torch.func transforms and
+        limits on the transmission.
 
     Returns
     -------
@@ -109,11 +110,18 @@ def multislice(
     Warns
     -----
     SamplingWarning
-        When the field is too small for the length of the flight.
+        When the field is too small for the length of the flight. Specimens that are periodic may ignore it.
     """
     first = _first(slices, "multislice")
     shape, dtype, device = (first.shape[-2], first.shape[-1]), first.real.dtype, first.device
-    limit = circular_band_limit(shape, dtype=dtype, device=device) if band_limit is None else band_limit
+    limit = circular_band_limit(shape, dtype=dtype, device=device) if band_limit is None else band_limit.to(dtype)
+    for name, given in (("incident", incident), ("band_limit", band_limit)):
+        if given is not None and given.shape[-2:] != shape:
+            raise ValueError(
+                f"multislice: expected {name} (..., y, x) like the slices {shape}, got {tuple(given.shape)}."
+            )
+    if memory not in ("constant", "graph"):
+        raise ValueError(f"multislice: expected memory 'constant' or 'graph', got {memory!r}.")
     n, thickness = len(slices), slices.thickness
     along = propagator(slices, optics, thickness, shape, dtype, device, flight) * limit
     last = (n - 1 - n // 2) * thickness  # height at which the last slice acts [Å]
@@ -143,12 +151,13 @@ def projection(slices: SliceSource, optics: Optics) -> torch.Tensor:
 
 
 def ewald(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") -> torch.Tensor:
-    """Exit wave of a weak specimen of any thickness: 1 and what every slice scatters once, from its own height.
+    """Exit wave of a weak specimen of any thickness: the beam and what every slice scatters once, from its own height.
 
     Arguments and result as in `multislice`. Curved Ewald sphere, both side-bands (DeRosier 2000,
-    doi:10.1016/S0304-3991(99)00120-5). `image(..., linear=True)` drops the square of the scattered wave.
+    doi:10.1016/S0304-3991(99)00120-5). The mean potential, which scatters nothing, turns and damps the whole wave as it
+    does in `multislice`, however thick the ice. `image(..., linear=True)` drops the square of the scattered wave.
     """
-    return _finite(1 + _scattered_once(slices, optics, "ewald", flight), slices)
+    return _finite(once_scattered(born_field(slices, optics, flight)), slices)
 
 
 def rytov(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") -> torch.Tensor:
@@ -156,12 +165,18 @@ def rytov(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") ->
 
     Arguments and result as in `multislice`.
     """
-    return _finite(torch.exp(_scattered_once(slices, optics, "rytov", flight)), slices)
+    return _finite(torch.exp(born_field(slices, optics, flight)), slices)
 
 
-def _scattered_once(slices: SliceSource, optics: Optics, name: str, flight: Flight) -> torch.Tensor:
+def once_scattered(field: torch.Tensor) -> torch.Tensor:
+    """The wave exp(u0) (1 + u - u0) (..., y, x) of a first Born field u (..., y, x) of mean u0."""
+    mean = field.mean((-2, -1), keepdim=True)
+    return torch.exp(mean) * (1 + field - mean)
+
+
+def born_field(slices: SliceSource, optics: Optics, flight: Flight = "fresnel") -> torch.Tensor:
     """First Born field u (..., y, x) at z = 0, summed in the order of the slices: u <- P(thickness) u + c v_i."""
-    first = _first(slices, name)
+    first = _first(slices, "first Born field")
     shape, dtype, device = (first.shape[-2], first.shape[-1]), first.real.dtype, first.device
     n, thickness = len(slices), slices.thickness
     along = propagator(slices, optics, thickness, shape, dtype, device, flight)
@@ -181,7 +196,7 @@ def _check_flight(slices: SliceSource, optics: Optics, shape: tuple[int, int], p
     n, thickness, size = len(slices), number(slices.thickness), number(slices.pixel_size)
     heights = [-(n // 2) * thickness, (n - 1 - n // 2) * thickness, number(plane)]
     distance = max(heights) - min(heights)
-    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64)).max())
+    wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64).detach()).max())
     aside, field = wave * distance / (3 * size), min(shape) * size  # the edge of the band is at 1 / (3 pixels)
     if 2 * aside > field:
         warnings.warn(
@@ -196,7 +211,14 @@ def _check_flight(slices: SliceSource, optics: Optics, shape: tuple[int, int], p
 def _first(slices: SliceSource, name: str) -> torch.Tensor:
     if len(slices) == 0:
         raise ValueError(f"{name}: there are no slices.")
-    return slices[0]
+    for size in ("pixel_size", "thickness"):
+        value = getattr(slices, size)
+        if not hidden() and not number(value) > 0:
+            raise ValueError(f"{name}: expected slices of positive {size} [Å], got {number(value)}.")
+    first = slices[0]
+    if not (first.is_floating_point() or first.is_complex()):
+        raise ValueError(f"{name}: expected slices of real or complex numbers [V·Å], got {first.dtype}.")
+    return first
 
 
 def _finite(wave: torch.Tensor, slices: SliceSource) -> torch.Tensor:

@@ -25,6 +25,9 @@ from cryosim.specimen.water import WaterField
 
 Structure = Literal["constant", "water"]
 
+_STEPS = 6
+"""Towards the point at which a ray meets a relief; each multiplies the error by slope * tan(tilt)."""
+
 
 class Relief(Record):
     """Heights of the two surfaces of a slab above their flat planes, outwards, on a grid about the origin.
@@ -150,7 +153,8 @@ class Absorption(Record):
     ----------
     medium, molecules : float or tensor ()
         Inelastic mean free paths at 300 kV of the ice and of what stands in it [Å]; at other voltages they are scaled
-        by `cryosim.core.inelastic.mean_free_path`.
+        by `cryosim.core.inelastic.mean_free_path`. Molecules absorb by the volume of their atoms: a structure without
+        hydrogens has 30 % too little of it, so give it hydrogens first.
     """
 
     medium: float | torch.Tensor = item(0, default=ICE)
@@ -179,32 +183,35 @@ def surfaces(
     shift: torch.Tensor | None,
     shape: tuple[int, int],
     pixel_size: float | torch.Tensor,
+    device: torch.device | None = None,
 ) -> Surfaces:
     """The surfaces of a tilted slab above each pixel; arguments as in `tilted_slices`."""
     tilt, turn = (torch.deg2rad(torch.as_tensor(a, dtype=torch.float64)) for a in (angle, axis_angle))
-    v, u = (positions(n, pixel_size, dtype=torch.float64) for n in shape)
+    v, u = (positions(n, pixel_size, dtype=torch.float64, device=device) for n in shape)
     u, v = u[None, :], v[:, None]
     if shift is not None:
         u, v = u - shift[0], v - shift[1]
     across, along = u * torch.cos(turn) + v * torch.sin(turn), v * torch.cos(turn) - u * torch.sin(turn)
     sine, cosine = torch.sin(tilt), torch.cos(tilt)
-    side = torch.tensor([-1.0, 1.0], dtype=torch.float64)[:, None, None]
+    side = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=device)[:, None, None]
     plane = 0.5 * side * ice.thickness  # z of the flat surfaces (2, 1, 1) [Å]
-    x = (across - plane * sine) / cosine
-    heights = (plane - across * sine) / cosine
     if ice.relief is None:
+        heights = (plane - across * sine) / cosine
         return Surfaces(heights, torch.zeros_like(heights))
-    relief = ice.relief.heights.to(heights)
+    relief = ice.relief.heights.to(plane)
     ny, nx = relief.shape[1:]
-    at = torch.stack(
-        [
-            (2 * (x / ice.relief.spacing + nx // 2) + 1) / nx - 1,
-            (2 * (along.expand_as(x) / ice.relief.spacing + ny // 2) + 1) / ny - 1,
-        ],
-        -1,
-    )
-    raised = torch.nn.functional.grid_sample(relief[:, None], at, padding_mode="border", align_corners=False)
-    return Surfaces(heights + side * raised[:, 0] * cosine, raised[:, 0] / cosine)
+    raised = torch.zeros(2, *shape, dtype=torch.float64, device=device)
+    for _ in range(_STEPS):  # the ray meets the raised surface at another x than the plane
+        x = (across - (plane + side * raised) * sine) / cosine
+        at = torch.stack(
+            [
+                (2 * (x / ice.relief.spacing + nx // 2) + 1) / nx - 1,
+                (2 * (along.expand_as(x) / ice.relief.spacing + ny // 2) + 1) / ny - 1,
+            ],
+            -1,
+        )
+        raised = torch.nn.functional.grid_sample(relief[:, None], at, padding_mode="border", align_corners=False)[:, 0]
+    return Surfaces((plane + side * raised - across * sine) / cosine, raised / cosine)
 
 
 class ImmersedSlices(Record):
@@ -286,7 +293,7 @@ class ImmersedSlices(Record):
         assert self.surfaces is not None
         below, above = self.surfaces.heights / self.thickness + (len(self) // 2 - i)  # of the surfaces, in slices
         filled = above.clamp(-0.5, 0.5) - below.clamp(-0.5, 0.5)
-        return filled if displaced is None else (filled - displaced / self.thickness).clamp_min(0)
+        return filled if displaced is None else (filled.to(displaced) - displaced / self.thickness).clamp_min(0)
 
 
 def _total(slices: Slices | AtomSlices | None) -> torch.Tensor:

@@ -29,7 +29,7 @@ import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import band_limit, number, squared_frequencies
-from cryosim.core.record import Record, item, static
+from cryosim.core.record import Record, differentiated, item, static
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
 
@@ -233,8 +233,8 @@ def _family(
     span = (b.max() - b.min()) / 2
     b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
     family = (samples[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
-    if atoms.b_factors.requires_grad:  # and in B, where d g / d B = -k^2 g / 4
-        family = torch.cat([family, family * nodes])
+    if differentiated(atoms.b_factors):  # and the slopes in B, d g / d B = -k^2 g / 4, and theirs
+        family = torch.cat([family, family * nodes, family * nodes**2])
     return nodes, family / family.norm(dim=1, keepdim=True)
 
 
@@ -299,8 +299,7 @@ def potential_slices(
         When atoms lie outside the box or are not finite, an element is not in the table, or a size is not positive.
     """
     factors = potential_factors(parametrization, solvent)
-    solvent_varies = isinstance(solvent, torch.Tensor) and solvent.requires_grad
-    slopes = displaced_solvent_factor if solvent_varies else None
+    slopes = displaced_solvent_factor if differentiated(solvent) else None
     return atom_slices(atoms, factors, shape, pixel_size, thickness, n_slices, slopes=slopes, width=width, dtype=dtype)
 
 

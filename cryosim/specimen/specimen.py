@@ -217,10 +217,12 @@ def tilted_slices(
     structured = ice is not None and ice.structure == "water"
     seen = None
     if ice is not None and (structured or ice.relief is not None):
-        seen = surfaces(ice, angle, axis_angle, shift, shape, pixel_size)
+        seen = surfaces(ice, angle, axis_angle, shift, shape, pixel_size, atoms.positions.device)
     reach = max(reach_of(ice, seen), float(atoms.positions.detach()[:, 2].abs().max()) if len(atoms) else 0.0)
     grid = (shape, pixel_size, thickness, 2 * math.ceil(reach / number(thickness)) + 1)  # all lies within the centres
-    empty = Slices(torch.zeros(1, 1, 1, dtype=dtype).expand(grid[3], *shape), pixel_size, thickness)
+    empty = Slices(
+        torch.zeros(1, 1, 1, dtype=dtype, device=atoms.positions.device).expand(grid[3], *shape), pixel_size, thickness
+    )
     potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
     source, displaced = empty, None
     if len(atoms):

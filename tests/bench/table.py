@@ -10,7 +10,8 @@ Both sides get the same number of threads and a fresh process each time, in turn
 memory belongs to one side and a busy moment of the machine does not. Within a process the function runs once to warm up
 and then three times; the best counts. Peak memory is that of the whole process, interpreter and imports included.
 
-The entries are the lists `ENTRIES` of `tests.bench.simulator` and `tests.bench.inverse`.
+Entries of one series at several lengths are followed by how time grows with the length. The entries are the lists
+`ENTRIES` of `tests.bench.potential`, `tests.bench.scattering` and `tests.bench.inverse`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-MODULES = ("tests.bench.simulator", "tests.bench.inverse")
+MODULES = ("tests.bench.potential", "tests.bench.scattering", "tests.bench.inverse")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -50,6 +53,10 @@ class Entry:
         The ratio once measured, in words: "3.1 on 2 cores".
     threads : int
         Of either side.
+    series : str
+        Entries of one series differ in their length only.
+    length : int
+        Side of the image [px].
     """
 
     name: str
@@ -59,6 +66,8 @@ class Entry:
     peer_name: str = ""
     reference_ratio: str = ""
     threads: int = 2
+    series: str = ""
+    length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +149,27 @@ def show(results: Sequence[tuple[Entry, dict[str, Side]]]) -> None:
             entry.reference_ratio,
             f"{ours.peak:.0f} / {peer.peak:.0f}" if peer else f"{ours.peak:.0f}",
         )
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(table)
+    for series, (ours, peer) in growth(results).items():
+        console.print(
+            f"{series}: time grows as length^{ours:.2f}" + (f", the peer's as length^{peer:.2f}" if peer else "")
+        )
+
+
+def growth(results: Sequence[tuple[Entry, dict[str, Side]]]) -> dict[str, tuple[float, float | None]]:
+    """Of each series, the slope of log time over log length, by least squares: (ours, peer's)."""
+    found = {}
+    for series in dict.fromkeys(entry.series for entry, _ in results if entry.series):
+        of_series = [(entry.length, sides) for entry, sides in results if entry.series == series]
+        if len({length for length, _ in of_series}) < 2:
+            continue
+        slopes = []
+        for side in ("ours", "peer"):
+            points = [(math.log(length), math.log(sides[side].seconds)) for length, sides in of_series if side in sides]
+            slopes.append(statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else None)
+        found[series] = (slopes[0], slopes[1])
+    return found
 
 
 def as_json(results: Sequence[tuple[Entry, dict[str, Side]]]) -> str:

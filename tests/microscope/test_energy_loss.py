@@ -10,7 +10,9 @@ from cryosim.core.constants import interaction_constant
 from cryosim.core.fourier import positions, squared_frequencies
 from cryosim.core.inelastic import (
     ICE,
+    ICE_INNER_POTENTIAL,
     PROTEIN,
+    PROTEIN_INNER_POTENTIAL,
     absorption_potential,
     inelastic_contrast,
     log_ratio_thickness,
@@ -255,7 +257,7 @@ def protein_in_ice(voltage=300.0, n=48, pixel_size=4.0, size=30.0, height=100.0,
     r2 = sum(positions(n, pixel_size, dtype=torch.float64).reshape(s) ** 2 for s in ((-1, 1), (1, -1)))
     filled = height * torch.exp(-r2 / (2 * size**2))  # [Å] of protein instead of ice
     body, medium = mean_free_path(PROTEIN, voltage), mean_free_path(ICE, voltage)
-    potential = (7.0 - 4.5301) * filled
+    potential = (PROTEIN_INNER_POTENTIAL - ICE_INNER_POTENTIAL) * filled
     depth = ice / medium + filled * (1 / body - 1 / medium)
     return elastic(interaction_constant(voltage) * potential, depth), depth, potential
 

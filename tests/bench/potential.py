@@ -1,4 +1,4 @@
-"""The simulator against abTEM 1.0.11: potentials of many atoms, and multislice of the same slices.
+"""Potentials of many atoms against abTEM 1.0.11.
 
 abTEM runs as it comes (its default transform, single precision, no lazy graph). Its potential takes no B-factors, and
 is less exact: see `tests/agree/test_abtem.py`.
@@ -72,36 +72,6 @@ def abtem_potential() -> Callable[[], object]:
     return work
 
 
-def smooth_slices() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(N_SLICES, *SHAPE, generator=generator)
-    k = torch.fft.fftfreq(SHAPE[0])
-    return 30 * torch.fft.ifft2(torch.fft.fft2(noise) * torch.exp(-40 * (k[:, None] ** 2 + k**2))).real.contiguous()
-
-
-def our_multislice() -> Callable[[], object]:
-    from cryosim.microscope.optics import Optics
-    from cryosim.microscope.scattering import multislice
-    from cryosim.specimen.potential import Slices
-
-    slices = Slices(smooth_slices(), PIXEL, THICKNESS)
-
-    def work():
-        with torch.no_grad():
-            return multislice(slices, Optics(voltage=300.0))
-
-    return work
-
-
-def abtem_multislice() -> Callable[[], object]:
-    abtem = configured_abtem()
-    potential = abtem.PotentialArray(
-        smooth_slices().numpy().transpose(0, 2, 1).copy(), slice_thickness=THICKNESS, sampling=(PIXEL, PIXEL)
-    )
-    wave = abtem.PlaneWave(energy=300e3)
-    return lambda: wave.multislice(potential).array
-
-
 BOX = f"{SHAPE[0]} x {SHAPE[1]} x {N_SLICES}"
 
 ENTRIES = [
@@ -114,5 +84,4 @@ ENTRIES = [
         "2.9 on 2 cores",
     ),
     Entry("potential of atoms, each its own B", f"{N_ATOMS} atoms, {BOX}, float32", lambda: our_potential(True)),
-    Entry("multislice", f"{BOX}, complex64", our_multislice, abtem_multislice, "abTEM 1.0.11", "2.6 on 2 cores"),
 ]
