@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cryosim.acquisition.tilts import TiltScheme as TiltScheme
     from cryosim.core.constants import interaction_constant as interaction_constant
     from cryosim.core.constants import wavelength as wavelength
+    from cryosim.core.fourier import SamplingWarning as SamplingWarning
     from cryosim.core.inelastic import absorption_potential as absorption_potential
     from cryosim.core.inelastic import inelastic_contrast as inelastic_contrast
     from cryosim.core.inelastic import log_ratio_thickness as log_ratio_thickness
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from cryosim.microscope.ladder import depth_of_field as depth_of_field
     from cryosim.microscope.ladder import scattering_error as scattering_error
     from cryosim.microscope.optics import Optics as Optics
-    from cryosim.microscope.optics import SamplingWarning as SamplingWarning
     from cryosim.microscope.optics import ctf as ctf
     from cryosim.microscope.optics import envelope as envelope
     from cryosim.microscope.optics import transfer as transfer
@@ -63,6 +63,7 @@ _HOMES = {
     "acquisition.simulate": ["Sampling", "expected_exposure", "sampling_for", "simulate"],
     "acquisition.tilts": ["TiltScheme"],
     "core.constants": ["interaction_constant", "wavelength"],
+    "core.fourier": ["SamplingWarning"],
     "core.inelastic": ["absorption_potential", "inelastic_contrast", "log_ratio_thickness", "mean_free_path"],
     "core.volume": ["Volume"],
     "microscope.coherence": ["partially_coherent_image"],
@@ -71,7 +72,7 @@ _HOMES = {
     "microscope.exposure": ["expected_counts"],
     "microscope.imaging": ["image"],
     "microscope.ladder": ["ScatteringError", "depth_of_field", "scattering_error"],
-    "microscope.optics": ["Optics", "SamplingWarning", "ctf", "envelope", "transfer"],
+    "microscope.optics": ["Optics", "ctf", "envelope", "transfer"],
     "microscope.scattering": ["absorbed_depth", "ewald", "multislice", "projection", "rytov"],
     "specimen.atoms": ["Atoms"],
     "specimen.ice": ["Absorption", "Ice", "Relief", "meniscus", "rough_relief"],

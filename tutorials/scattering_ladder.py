@@ -174,9 +174,9 @@ maps.legend(*axes[-1].get_legend_handles_labels(), loc="outside right center", f
 
 # %% [markdown]
 # The white line has the right slope. Its height depends on what is asked: to 10 % of the wave a projection may be half
-# as thick as the rule says, or somewhat more; to 3 % about a quarter, to 1 % a tenth. Where it ends, the next step is
-# hardly ever `ewald` but `rytov`, at the same price. Multislice is needed where one percent is asked of a thick
-# specimen, and then for coarse detail too: heights do not show there, but waves that scatter twice do.
+# as thick as the rule says, or somewhat more; to 3 % about a quarter, to 1 % a tenth. Where it ends, `ewald` may do if
+# ten percent will; where less is asked it is `rytov`, at the same price. Multislice is needed where one percent is
+# asked of a thick specimen, and then for coarse detail too: heights do not show there, but waves that scatter twice do.
 #
 # Three warnings. These are errors of waves: near a zero of the contrast transfer an image shows little else. They are
 # those of protein: gold beads, crystals and the ice's own molecules scatter more strongly. And all four steps are of

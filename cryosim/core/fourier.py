@@ -12,6 +12,10 @@ from scipy.fft import next_fast_len
 Size = float | torch.Tensor
 
 
+class SamplingWarning(UserWarning):
+    """A grid or a slice is too coarse or too small for what it is to hold; the message says what would be right."""
+
+
 def fast_length(least: int, *, odd: bool = False) -> int:
     """Smallest length of at least `least` whose transform is fast; with `odd`, the smallest odd one."""
     if not odd:

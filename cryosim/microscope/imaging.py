@@ -8,9 +8,9 @@ import warnings
 import torch
 
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import number
+from cryosim.core.fourier import SamplingWarning, number
 from cryosim.core.record import hidden
-from cryosim.microscope.optics import Optics, SamplingWarning, displacement, transfer
+from cryosim.microscope.optics import Optics, displacement, transfer
 
 BAND = 2 / 3
 """Part of the Nyquist frequency that a simulated wave fills."""

@@ -81,10 +81,6 @@ _NOT_NEGATIVE = ("energy_spread", "voltage_ripple", "lens_ripple", "convergence"
 _MAY_BE_INFINITE = ("aperture", "slit")
 
 
-class SamplingWarning(UserWarning):
-    """The grid is too coarse or too small for these optics: the image is aliased."""
-
-
 class Optics(Record):
     """Parameters of the electron source and the objective lens.
 

@@ -37,11 +37,11 @@ from typing import Literal, Protocol
 import torch
 
 from cryosim.core.constants import interaction_constant, wavelength
+from cryosim.core.fourier import SamplingWarning, frequencies, number
 from cryosim.core.fourier import band_limit as circular_band_limit
-from cryosim.core.fourier import frequencies, number
 from cryosim.core.record import hidden
 from cryosim.microscope.backward import Step, constant_memory_multislice
-from cryosim.microscope.optics import Optics, SamplingWarning, per_image, tilt_of
+from cryosim.microscope.optics import Optics, per_image, tilt_of
 
 Flight = Literal["fresnel", "exact"]
 

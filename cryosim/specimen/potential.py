@@ -23,12 +23,13 @@ above 1), which keeps the total and the height right there too.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import band_limit, number, squared_frequencies
+from cryosim.core.fourier import SamplingWarning, band_limit, number, squared_frequencies
 from cryosim.core.record import Record, differentiated, item, static
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
@@ -345,6 +346,14 @@ def atom_slices(
             f"bell), got {n_slices} and {tuple(shape)}."
         )
     _check_inside(atoms, shape, pixel, thin, n_slices)
+    depth = float(atoms.positions.detach()[:, 2].max() - atoms.positions.detach()[:, 2].min())
+    if n_slices > 1 and 0 < depth < thin:
+        warnings.warn(
+            f"potential_slices: slices of {thin:g} Å are thicker than the {depth:.3g} Å that the atoms reach along z: "
+            "they do not resolve it. 2 to 10 Å are usual.",
+            SamplingWarning,
+            stacklevel=3,
+        )
     dtype = dtype or atoms.positions.dtype
     device = atoms.positions.device
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)

@@ -137,7 +137,7 @@ def test_rytov_holds_for_a_box_full_of_protein(voltage, figures):
 # two beams ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::cryosim.microscope.optics.SamplingWarning")  # a crystal is periodic
+@pytest.mark.filterwarnings("ignore::cryosim.core.fourier.SamplingWarning")  # a crystal is periodic
 @pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_pendelloesung_under_a_tilted_beam(side, axis):

@@ -9,11 +9,10 @@ import torch
 from torch.utils import _pytree
 
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import squared_frequencies
+from cryosim.core.fourier import SamplingWarning, squared_frequencies
 from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import (
     Optics,
-    SamplingWarning,
     aberration,
     aperture_mask,
     check_per_tilt,
@@ -23,7 +22,7 @@ from cryosim.microscope.optics import (
     transfer,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::cryosim.microscope.optics.SamplingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::cryosim.core.fourier.SamplingWarning")
 
 FULL = {
     "voltage": 300.0,
@@ -536,7 +535,7 @@ def test_number_of_tilts_is_checked():
         check_per_tilt(Optics(coma=torch.zeros(2)), 3)
 
 
-@pytest.mark.filterwarnings("default::cryosim.microscope.optics.SamplingWarning")
+@pytest.mark.filterwarnings("default::cryosim.core.fourier.SamplingWarning")
 class TestSamplingWarnings:
     def silent(self, optics, shape, size):
         with warnings.catch_warnings():

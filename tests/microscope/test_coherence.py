@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import squared_frequencies
+from cryosim.core.fourier import SamplingWarning, squared_frequencies
 from cryosim.microscope.coherence import partially_coherent_image
 from cryosim.microscope.imaging import image
-from cryosim.microscope.optics import Optics, SamplingWarning
+from cryosim.microscope.optics import Optics
 
-pytestmark = pytest.mark.filterwarnings("ignore::cryosim.microscope.optics.SamplingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::cryosim.core.fourier.SamplingWarning")
 
 LENS = {"defocus": 4000.0, "astigmatism": 300.0, "astigmatism_angle": 20.0, "spherical_aberration": 2.7}
 ENERGY = {"chromatic_aberration": 2.7, "energy_spread": 2.0, "lens_ripple": 2e-6}
@@ -190,7 +190,7 @@ def test_no_points_are_refused(points):
         partially_coherent_image(torch.ones(8, 8, dtype=torch.complex128), Optics(**ENERGY), PIXEL, **points)
 
 
-@pytest.mark.filterwarnings("default::cryosim.microscope.optics.SamplingWarning")
+@pytest.mark.filterwarnings("default::cryosim.core.fourier.SamplingWarning")
 def test_a_small_field_is_named():
     with pytest.warns(SamplingWarning, match="more than half the field"):
         partially_coherent_image(torch.ones(8, 8, dtype=torch.complex128), Optics(defocus=20000.0), PIXEL)

@@ -31,7 +31,7 @@ from cryosim.microscope.scattering import multislice
 from cryosim.specimen.potential import Slices
 
 # Losses of 100 eV and more lie 10000 Å and more from focus: they would need larger fields than a test can afford.
-pytestmark = pytest.mark.filterwarnings("ignore::cryosim.microscope.optics.SamplingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::cryosim.core.fourier.SamplingWarning")
 
 
 def drude(energy, plasmon=22.0, width=15.0):

@@ -4,12 +4,13 @@ V^(k) = K sum_a w_a f_a(k) exp(-B_a k^2 / 4) exp(-2 pi i k.r_a)        inside tw
 """
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import band_limit, centre_phases, frequencies
+from cryosim.core.fourier import SamplingWarning, band_limit, centre_phases, frequencies
 from cryosim.specimen.atoms import Atoms, concatenate
 from cryosim.specimen.potential import Slices, potential_slices
 from cryosim.specimen.scattering_factors import scattering_factor
@@ -315,3 +316,13 @@ def test_one_atom_with_a_huge_b_factor_does_not_spoil_the_others(pixel):
     )
     alone, among = (potential_slices(a, (48, 48), pixel, 2.0, 1)[0] for a in (atoms, crowd))
     assert (alone - among).norm() <= 3e-6 * alone.norm()
+
+
+def test_slices_thicker_than_the_specimen_are_warned_of():
+    atoms = Atoms(torch.tensor([[0.0, 0.0, -3.0], [1.0, 2.0, 3.0]], dtype=torch.float64), torch.tensor([6, 8]))
+    with pytest.warns(SamplingWarning, match="6 Å that the atoms reach"):
+        potential_slices(atoms, (24, 24), 0.5, 8.0, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        potential_slices(atoms, (24, 24), 0.5, 2.0, 7)
+        potential_slices(atoms, (24, 24), 0.5, 8.0, 1)  # a projection, and meant to be one
