@@ -75,10 +75,11 @@ class Step(NamedTuple):
         t = t if damping is None else t * torch.exp(-damping)
         return t if self.limit is None else torch.fft.ifft2(torch.fft.fft2(t) * self.limit)
 
-    def inverse_transmission(self, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """1 / t, without a division."""
-        _, damping = self._exponent(v)
-        return t.conj() if damping is None else t.conj() * torch.exp(2 * damping)
+    def reverse_transmissions(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """conj(t) and 1 / t (..., y, x); the same tensor where nothing is damped."""
+        phase, damping = self._exponent(v)
+        back = torch.complex(torch.cos(phase), -torch.sin(phase))
+        return (back, back) if damping is None else (back * torch.exp(-damping), back * torch.exp(damping))
 
     def _exponent(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if v.is_complex():
@@ -208,7 +209,7 @@ def _is_reversible(step: Step, slices: Any, incident: torch.Tensor) -> tuple[boo
     inside, rebuilt, cut = _inside(step), 0.0, 0.0
     for i in {i * len(slices) // 4 for i in range(4)}:
         t = step.transmission(slices[i])
-        wave = torch.fft.ifft2(torch.fft.fft2(t * incident) * inside) * step.inverse_transmission(slices[i], t)
+        wave = torch.fft.ifft2(torch.fft.fft2(t * incident) * inside) * step.reverse_transmissions(slices[i])[1]
         cut = max(cut, _difference(wave, incident))
         rebuilt = max(rebuilt, _difference(torch.fft.ifft2(torch.fft.fft2(wave) * inside), incident))
     systematic = max(rebuilt**2 - _ROUNDING**2, 0.0) ** 0.5
@@ -238,14 +239,14 @@ class _Reversed:
         """F[g] (..., y, x) behind the slice that comes next."""
         return self._spectra[1]
 
-    def before(self, i: int, v: torch.Tensor, t: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def before(self, i: int, v: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u and dLoss / du (..., y, x) in front of slice i; `back` is conj(D) behind it."""
         both = torch.fft.ifft2(self._spectra.mul_(back))
-        conjugate = t.conj().resolve_conj()
-        if self._step.lossless and not v.is_complex():
+        conjugate, inverse = self._step.reverse_transmissions(v)
+        if conjugate is inverse:
             both.mul_(conjugate)
         else:
-            both[0].mul_(self._step.inverse_transmission(v, t))
+            both[0].mul_(inverse)
             both[1].mul_(conjugate)
         self._spectra = torch.fft.fft2(both)
         self._spectra[0].mul_(self._inside)
@@ -277,13 +278,14 @@ class _Replayed:
         self._kept: list[torch.Tensor] = []
         self.spectrum = torch.fft.fft2(gradient)
 
-    def before(self, i: int, v: torch.Tensor, t: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def before(self, i: int, v: torch.Tensor, back: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._kept:
             self._kept.append(self._checkpoints.waves.pop())
             for j in range(i // self._checkpoints.spacing * self._checkpoints.spacing, i):
                 again = self._step.transmission(self._slices[j].detach())
                 self._kept.append(self._step.passed(self._kept[-1], again, self._step.flight))
-        gradient = times(torch.fft.ifft2(times(self.spectrum, back)), t.conj().resolve_conj())
+        conjugate, _ = self._step.reverse_transmissions(v)
+        gradient = times(torch.fft.ifft2(times(self.spectrum, back)), conjugate)
         self.spectrum = torch.fft.fft2(gradient)
         return self._kept.pop(), gradient
 
@@ -313,30 +315,19 @@ def _collect(
         with torch.set_grad_enabled(bool(wanted)):
             slice_ = slices[i]
         v = slice_.detach()
-        t = step.transmission(v)
         spectrum = None if of_flight is None else waves.spectrum.clone()
-        wave, gradient = waves.before(i, v, t, behind)
+        wave, gradient = waves.before(i, v, behind)
         if i == 0 and not waves.agrees(wave, incident):
             return None
         if of_flight is not None and spectrum is not None:
             pixels = spectrum.shape[-1] * spectrum.shape[-2]
-            of_flight += (torch.fft.fft2(t * wave).conj() * spectrum).sum_to_size(of_flight.shape) / pixels
+            scattered = torch.fft.fft2(step.transmission(v) * wave)
+            of_flight += (scattered.conj() * spectrum).sum_to_size(of_flight.shape) / pixels
         if i == len(slices) - 1:
             behind, of_flight = step.flight.conj().resolve_conj(), of_between
-        of_log = wave.conj() * gradient  # dLoss / d ln t
-        for of_coupling, part in ((turn, torch.imag), (damp, lambda x: -x.real)):
-            if of_coupling is not None:
-                terms = part(v.conj() * of_log).double()
-                of_coupling += terms.sum_to_size(of_coupling.shape).to(of_coupling.dtype)
-        if whole is None and not slice_.requires_grad:
+        if whole is None and not slice_.requires_grad and turn is None and damp is None:
             continue
-        if v.is_complex():
-            of_slice = torch.complex(-step.damp, -step.turn) * of_log
-        elif step.lossless:
-            of_slice = step.turn * of_log.imag
-        else:
-            of_slice = step.turn * of_log.imag - step.damp * of_log.real
-        of_slice = of_slice.sum_to_size(v.shape)
+        of_slice = _of_slice(step, v, wave, gradient, turn, damp)
         if whole is not None:
             whole[..., i, :, :] = of_slice
         if slice_.requires_grad:
@@ -347,3 +338,25 @@ def _collect(
     if grads[4] is not None:
         grads[4] += gradient.sum_to_size(incident.shape)
     return [*grads[:5], *of_tensors]
+
+
+def _of_slice(
+    step: Step,
+    v: torch.Tensor,
+    wave: torch.Tensor,
+    gradient: torch.Tensor,
+    turn: torch.Tensor | None,
+    damp: torch.Tensor | None,
+) -> torch.Tensor:
+    """dLoss / dv of a slice v (..., y, x), given u and dLoss / du; adds to the gradients of p and q where asked for."""
+    if step.lossless and turn is None and damp is None and not v.is_complex():
+        imaginary = (wave.real * gradient.imag).addcmul_(wave.imag, gradient.real, value=-1)
+        return (step.turn * imaginary).sum_to_size(v.shape)
+    of_log = wave.conj() * gradient  # dLoss / d ln t
+    for of_coupling, part in ((turn, torch.imag), (damp, lambda x: -x.real)):
+        if of_coupling is not None:
+            terms = part(v.conj() * of_log).double()
+            of_coupling += terms.sum_to_size(of_coupling.shape).to(of_coupling.dtype)
+    if v.is_complex():
+        return (torch.complex(-step.damp, -step.turn) * of_log).sum_to_size(v.shape)
+    return (step.turn * of_log.imag - step.damp * of_log.real).sum_to_size(v.shape)
