@@ -57,7 +57,7 @@ class Slab(_Section):
     """Constant potential, or fluctuations as those of vitreous water, with its ring at 3.7 Å."""
     roughness: float = Field(default=0.0, ge=0)
     """Standard deviation of the height of either surface [Å]."""
-    correlation: float = Field(default=300.0, gt=0)
+    correlation: float = Field(default=300.0, ge=10)
     """Distance over which the height of a rough surface changes [Å]."""
     mean_free_path: float | None = Field(default=None, gt=0)
     """Inelastic, of the ice at 300 kV [Å]; 3750 by theory, 3150 to 3950 are in use."""
@@ -209,6 +209,11 @@ class RunConfig(_Section):
     def _fits_a_grid(self) -> Self:
         sampling(self)  # complains where the field is too large
         section = self.specimen
+        if section.ice and section.ice.roughness > section.ice.thickness / 8:
+            raise ValueError(
+                "expected specimen.ice.roughness of at most an eighth of specimen.ice.thickness, so that the surfaces "
+                f"do not meet, got {section.ice.roughness:g} and {section.ice.thickness:g} Å"
+            )
         if section.ice and (section.mean_free_path is None) != (section.ice.mean_free_path is None):
             raise ValueError("expected both or none of specimen.mean_free_path and specimen.ice.mean_free_path")
         if section.mean_free_path and self.optics.amplitude_contrast:
@@ -287,9 +292,9 @@ def ice(config: RunConfig) -> Ice | None:
         return None
     relief = None
     if section.roughness > 0:
-        field = max(n * sampling(config).pixel_size for n in sampling(config).shape)
-        extent = field / math.cos(math.radians(config.tilts.extent)) + section.thickness
-        generator = torch.Generator().manual_seed(config.seed)
+        grid, tilt = sampling(config), math.radians(config.tilts.extent)
+        extent = math.hypot(*grid.shape) * grid.pixel_size / math.cos(tilt) + 2 * section.thickness * math.tan(tilt)
+        generator = torch.Generator().manual_seed(config.seed ^ 0x5EA_1CE)  # not the numbers that place molecules
         relief = rough_relief(extent, section.roughness, section.correlation, generator=generator)
     return Ice(section.thickness, section.inner_potential, relief, section.structure, config.seed)
 

@@ -17,7 +17,7 @@ from cryosim.core.record import Record, static
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.exposure import expected_counts
-from cryosim.microscope.optics import Optics, check_per_tilt
+from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.potential import BAND
@@ -26,6 +26,9 @@ from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 
 LARGEST_DOSE = 1e9
 """Of one exposure [e-/Å^2]; a million times what destroys any specimen, and still countable."""
+
+_USUAL_LOSS = 50.0
+"""Energy [eV] that few electrons lose more than: those that do make an even background."""
 
 LARGEST_FIELD = 16384
 """Side of the simulated field [px] beyond which `sampling_for` asks whether it is meant: one wave has 2 GiB there."""
@@ -64,7 +67,8 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
         corners of the detector's band; scattering from beyond the disk is left out (of apoferritin's contrast, 1 to 3 %
         at detector pixels of 3 to 6 Å: choose a finer pixel where that matters);
     field
-        the detector's and, on either side, as far as the defocus carries a wave of that frequency;
+        the detector's and, on either side, as far as the lens carries a wave of the detector's Nyquist frequency: by
+        defocus and aberrations, tilt of the beam, and the chromatic defocus of an average loss where the slit is open;
     thickness
         at most 10 Å, and so thin that flight through a slice turns no kept wave by more than 0.25 rad: for protein that
         is an error of 1e-3 of what is scattered, over the whole band (`tests/limits/test_slice_thickness.py`).
@@ -85,7 +89,7 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
     pixel = number(choices.get("pixel_size", BAND / math.sqrt(2) * spacing))
     wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64).detach()).max())
     defocus = float(torch.as_tensor(optics.defocus).detach().abs().max())
-    margin = wave * defocus / (2 * spacing) + 10.0  # [Å]
+    margin = max(wave * defocus / (2 * spacing), _displacement(optics, 0.5 / spacing, wave)) + 10.0  # [Å]
     field = [n * spacing + 2 * margin for n in detector.shape]
     if "shape" not in choices and not max(field) <= LARGEST_FIELD * pixel:
         raise ValueError(
@@ -103,6 +107,21 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
     return Sampling(**(defaults | choices))
 
 
+def _displacement(optics: Optics, edge: float, wave: float) -> float:
+    """How far [Å] the lens carries detail of up to the frequency `edge` [1/Å], at the wavelength [Å]."""
+    turns = torch.arange(16, dtype=torch.float64) * (math.pi / 8)
+    radii = torch.linspace(0, edge, 9, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        moved = displacement(optics, radii * torch.cos(turns), radii * torch.sin(turns))
+        slit, cc, voltage = (
+            torch.as_tensor(x, dtype=torch.float64).abs()
+            for x in (optics.slit, optics.chromatic_aberration, optics.voltage)
+        )
+        loss = torch.clamp(slit / 2, max=_USUAL_LOSS)  # [eV]
+        chromatic = float((1e4 * cc * loss / voltage).max())  # [Å] of defocus
+    return max(float(d.abs().max()) for d in moved) + wave * edge * chromatic
+
+
 def expected_exposure(
     specimen: Specimen,
     tilts: TiltScheme,
@@ -118,6 +137,7 @@ def expected_exposure(
     """Expected counts (y, x) [e-/px] of exposure `which`; differentiable. Arguments as in `simulate`."""
     check_per_tilt(optics, len(tilts))
     sampling = sampling or sampling_for(detector, optics)
+    which = range(len(tilts))[which]
     mine = optics.index(which)
     slices = tilted_slices(
         specimen,

@@ -17,9 +17,10 @@ side by side with the gradient, whose steps are the same but for L, and for conj
 This is exact but for what the band limit cut off z, less than 1e-6 of the wave a slice for molecules. It is tried on
 the incident wave at four slices. Where u differs little from what it is before the last L, the product with the
 gradient takes the latter, which saves a transform. Where the error is too large (rough slices, heavy atoms), where the
-wave rebuilt in front of the first slice turns out not to be the incident one (strong absorbers), and in double
-precision, the backward pass starts from checkpoints at every sqrt(n)-th slice instead: exact always, at the price of
-2 sqrt(n) waves. A gradient that is to be differentiated again takes the whole graph.
+wave rebuilt in front of the first slice turns out not to be the incident one (strong absorbers), where the flights have
+a gradient too (a sum in which much cancels, so that small errors count) and in double precision, the backward pass
+starts from checkpoints at every sqrt(n)-th slice instead: exact always, at the price of 2 sqrt(n) waves. A gradient
+that is to be differentiated again takes the whole graph.
 
 The slices themselves are asked for again, one by one, and torch differentiates each slice's own small graph. So a
 source must be a tensor of slices or a record (a pytree) whose tensors it depends on.
@@ -169,7 +170,10 @@ class _Multislice(torch.autograd.Function):
         turn, damp, flight, back, incident, *tensors = inputs
         step, slices = Step(turn, damp, flight, back, None, lossless), source.rebuilt(tensors)
         ctx.source, ctx.lossless, ctx.n_inputs = source, lossless, len(inputs)
-        ctx.reversible, ctx.masked = _is_reversible(step, slices, incident) if invertible else (False, False)
+        of_flights = any(ctx.needs_input_grad[5:7])  # sums in which much cancels: small errors would count
+        ctx.reversible, ctx.masked = (
+            _is_reversible(step, slices, incident) if invertible and not of_flights else (False, False)
+        )
         checkpoints = _Checkpoints(len(slices), incident)
         exit_wave = step.all(slices, incident, None if ctx.reversible else checkpoints)
         ctx.save_for_backward(exit_wave, *inputs, *checkpoints.waves[1:])

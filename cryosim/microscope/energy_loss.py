@@ -39,6 +39,7 @@ Number = float | torch.Tensor
 _STEP = 0.25  # of the grid on which losses are convolved [eV]
 _FIRST = 5.0  # upper end of the first bin [eV]
 _SMALL = 1e-10  # probability below which a weight has no square root of its own
+_DEEPEST = 12.0  # t / Lambda up to which the elastic wave is had from the one without losses
 _EMPTY = 1e-12  # probability below which a bin has no mean loss of its own
 
 
@@ -309,6 +310,13 @@ def _check(depth: Number, slit: Number) -> None:
         raise ValueError(
             f"depth: expected t / Lambda >= 0, got {float(torch.as_tensor(depth).detach().min())}; "
             "it is thickness over mean free path."
+        )
+    closed = isinstance(slit, (int, float)) and slit == 0
+    if not closed and not bool((torch.as_tensor(depth) <= _DEEPEST).all()):
+        deepest = float(torch.as_tensor(depth).detach().max())
+        raise ValueError(
+            f"depth: expected t / Lambda of at most {_DEEPEST:g}, got {deepest:.3g}: hardly an electron without a loss "
+            "is left to tell what the others saw. Close the slit (Optics.slit = 0) or take a thinner specimen."
         )
     if not bool((torch.as_tensor(slit) >= 0).all()):
         raise ValueError(

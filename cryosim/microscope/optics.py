@@ -128,7 +128,7 @@ class Optics(Record):
         Direction (x, y) along which the electrons arrive.
     slit : [eV]
         Width of the energy slit, centred on zero loss: it passes losses up to half its width. 0 passes zero loss only,
-        inf is no filter.
+        inf is no filter. What the amplitude contrast absorbs counts as lost energy too.
     """
 
     voltage: Number = item(default=300.0)
@@ -385,7 +385,8 @@ def ctf(
     Returns
     -------
     tensor (..., y, x)
-        [1], unshifted order. The image of a weak projected potential V [V·Å] is 1 + 2 sigma F^-1[ctf F[V]].
+        [1], unshifted order. The image of a weak projected potential V [V·Å] is 1 + 2 sigma F^-1[ctf F[V]]; where the
+        aperture stops part of the unscattered beam, |H(0)|^2 in place of 1.
         Real, aperture * envelope * sin(chi - asin A), while every odd aberration and the beam tilt are the plain number
         0; else complex, exp(-i chi_o) sin(chi_e - asin A) under the same factors, with chi_e and chi_o the even and odd
         parts of chi.
@@ -606,6 +607,11 @@ def _as_pair(given: Any) -> tuple[float, float] | torch.Tensor:
             return float(given[0]), float(given[1])
         if _any_tensor(given):  # along x and along y, each () or (tilt,)
             parts = [torch.as_tensor(value, dtype=torch.float64) for value in given]
+            if all(part.shape == (2,) for part in parts):
+                expected = "a tensor (2, 2), as two pairs may be meant either way,"
+                raise ValueError(
+                    _message("beam_tilt", expected, "two tensors (2,)", "stack them: one row (x, y) a tilt")
+                )
             return torch.stack(torch.broadcast_tensors(*parts), -1)
     pair = _as_number("beam_tilt", given)
     if not isinstance(pair, torch.Tensor) or pair.ndim not in (1, 2) or pair.shape[-1] != 2:

@@ -13,13 +13,15 @@ its structure and its absorption.
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Literal
 
 import torch
 
-from cryosim.core.fourier import fast_length, number, positions, squared_frequencies
+from cryosim.core.fourier import SamplingWarning, fast_length, number, positions, squared_frequencies
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL, PROTEIN
-from cryosim.core.record import Record, item, static
+from cryosim.core.record import Record, hidden, item, static
 from cryosim.specimen.potential import AtomSlices, Slices
 from cryosim.specimen.water import WaterField
 
@@ -50,11 +52,6 @@ class Relief(Record):
                 f"and {self.spacing}."
             )
 
-    def __add__(self, other: Relief) -> Relief:
-        if self.spacing != other.spacing or self.heights.shape != other.heights.shape:
-            raise ValueError("Relief: expected two reliefs on the same grid.")
-        return Relief(self.heights + other.heights, self.spacing)
-
 
 def rough_relief(
     extent: float, roughness: float, correlation: float, *, generator: torch.Generator | None = None
@@ -64,7 +61,8 @@ def rough_relief(
     Parameters
     ----------
     extent : float
-        Width of the grid [Å]; wider than what will be seen, which at a tilt t is field / cos t.
+        Least width of the grid [Å]; more than will be seen, which at a tilt t is diagonal of the field / cos t +
+        thickness * tan t. At least 8 correlations are made, as the grid is periodic.
     roughness : float
         Standard deviation of the heights [Å].
     correlation : float
@@ -81,7 +79,7 @@ def rough_relief(
             f"rough_relief: expected a positive extent and correlation [Å], got {extent} and {correlation}."
         )
     spacing = correlation / 4
-    n = fast_length(int(extent / spacing) + 2)
+    n = fast_length(max(int(extent / spacing) + 2, 32))
     noise = torch.randn(2, n, n, generator=generator, dtype=torch.float64)
     k2 = squared_frequencies((n, n), spacing, dtype=torch.float64)
     smooth = torch.exp(-0.5 * torch.pi**2 * correlation**2 * k2)  # root of the spectrum of exp(-r^2 / correlation^2)
@@ -144,6 +142,13 @@ class Ice(Record):
             raise ValueError(f"Ice.thickness: expected a positive number [Å], got {self.thickness}.")
         if self.structure not in ("constant", "water"):
             raise ValueError(f"Ice.structure: expected 'constant' or 'water', got {self.structure!r}.")
+        if self.relief is not None and not hidden():
+            least = number((self.thickness + self.relief.heights.sum(0)).min())
+            if not least > 0:
+                raise ValueError(
+                    f"Ice.relief: expected surfaces that do not meet, got a thickness of {least:.3g} Å at one place. "
+                    "Take thicker ice or less relief."
+                )
 
 
 class Absorption(Record):
@@ -159,6 +164,14 @@ class Absorption(Record):
 
     medium: float | torch.Tensor = item(0, default=ICE)
     molecules: float | torch.Tensor = item(0, default=PROTEIN)
+
+    def __post_init__(self) -> None:
+        for name in ("medium", "molecules"):
+            if not hidden() and not number(getattr(self, name)) > 0:
+                raise ValueError(
+                    f"Absorption.{name}: expected a positive mean free path [Å], got {number(getattr(self, name))}. "
+                    "3750 is ice, 1970 protein; inf absorbs nothing."
+                )
 
 
 class Surfaces(Record):
@@ -200,6 +213,7 @@ def surfaces(
         return Surfaces(heights, torch.zeros_like(heights))
     relief = ice.relief.heights.to(plane)
     ny, nx = relief.shape[1:]
+    _check_slope(ice.relief, tilt)
     raised = torch.zeros(2, *shape, dtype=torch.float64, device=device)
     for _ in range(_STEPS):  # the ray meets the raised surface at another x than the plane
         x = (across - (plane + side * raised) * sine) / cosine
@@ -212,6 +226,22 @@ def surfaces(
         )
         raised = torch.nn.functional.grid_sample(relief[:, None], at, padding_mode="border", align_corners=False)[:, 0]
     return Surfaces((plane + side * raised - across * sine) / cosine, raised / cosine)
+
+
+def _check_slope(relief: Relief, tilt: torch.Tensor) -> None:
+    """Warn where rays come near to grazing a surface, or meet it more than once."""
+    if hidden():
+        return
+    steep = max(float(relief.heights.detach().diff(dim=axis).abs().max()) for axis in (1, 2)) / relief.spacing
+    shallow = steep * abs(math.tan(float(tilt.detach())))
+    if shallow > 0.7:
+        warnings.warn(
+            f"tilted_slices: the relief is as steep as {steep:.2g}; rays at {math.degrees(float(tilt.detach())):.3g} "
+            "degrees nearly graze it, and its depth is wrong in places. Right would be slopes below "
+            f"{0.7 * steep / shallow:.2g}, by a larger correlation or less roughness.",
+            SamplingWarning,
+            stacklevel=4,
+        )
 
 
 class ImmersedSlices(Record):
@@ -299,6 +329,12 @@ class ImmersedSlices(Record):
 def _total(slices: Slices | AtomSlices | None) -> torch.Tensor:
     assert slices is not None
     return slices.values.sum(-3) if isinstance(slices, Slices) else slices.total()
+
+
+def thinnest(ice: Ice) -> float:
+    """Depth [Å] of the largest box about the origin that lies within the ice everywhere."""
+    dip = 0.0 if ice.relief is None else min(number(ice.relief.heights.min()), 0.0)
+    return number(ice.thickness) + 2 * dip
 
 
 def reach_of(ice: Ice | None, seen: Surfaces | None) -> float:

@@ -61,6 +61,11 @@ class Slices(Record):
     pixel_size: float | torch.Tensor = item(0)
     thickness: float | torch.Tensor = item(0)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, torch.Tensor) or self.values.ndim < 3:
+            got = tuple(self.values.shape) if hasattr(self.values, "shape") else type(self.values).__name__
+            raise ValueError(f"Slices.values: expected a tensor (..., slice, y, x) [V·Å], got {got}.")
+
     def __len__(self) -> int:
         return self.values.shape[-3]
 

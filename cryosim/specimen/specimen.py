@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -9,10 +10,10 @@ import torch
 
 from cryosim.core.fourier import number
 from cryosim.core.inelastic import absorption_potential, mean_free_path
-from cryosim.core.record import Record, item
+from cryosim.core.record import Record, differentiated, hidden, item
 from cryosim.core.rotation import random_rotations, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
-from cryosim.specimen.ice import Absorption, Ice, ImmersedSlices, reach_of, surfaces
+from cryosim.specimen.ice import Absorption, Ice, ImmersedSlices, reach_of, surfaces, thinnest
 from cryosim.specimen.potential import Slices, displaced_volume_slices, potential_slices
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.water import WaterField, outside, water_molecules
@@ -121,9 +122,9 @@ def place_randomly(
     """
     centred = [molecule.centred() for molecule in molecules]
     radii = [float(m.positions.norm(dim=1).max()) for m in centred]
-    if ice is not None and size[2] > number(ice.thickness):
+    if ice is not None and size[2] > thinnest(ice):
         raise ValueError(
-            f"place_randomly: a box {size[2]:g} Å deep does not lie inside ice {number(ice.thickness):g} Å thick. "
+            f"place_randomly: a box {size[2]:g} Å deep does not lie inside ice {thinnest(ice):g} Å thick. "
             "Make the ice thicker or the box flatter."
         )
     box = torch.tensor(size, dtype=torch.float64)
@@ -198,8 +199,11 @@ def tilted_slices(
     Raises
     ------
     ValueError
-        When a slice is thicker than the specimen, or the voltage is missing.
+        When a slice is thicker than the specimen, the angle reaches 90 degrees, the voltage is missing, or a gradient
+        in pixel_size or thickness is asked of structured ice.
     """
+    if not hidden() and not abs(number(angle)) < 90:
+        raise ValueError(f"tilted_slices: expected an angle between -90 and 90 [deg], got {number(angle):g}.")
     depth = max(specimen.size[2], number(specimen.ice.thickness) if specimen.ice else 0.0)
     if number(thickness) > depth:
         raise ValueError(
@@ -235,7 +239,13 @@ def tilted_slices(
     if ice is not None and structured:
         sizes = (shape, number(pixel_size), number(thickness))
         device = atoms.positions.device
-        seed = ice.seed + (frame << 32)
+        if differentiated(pixel_size) or differentiated(thickness):
+            raise ValueError(
+                "tilted_slices: the fluctuations of structured ice have no gradient in pixel_size or thickness; give "
+                "them as numbers, or take Ice(structure='constant')."
+            )
+        digest = hashlib.blake2b(f"{ice.seed} {frame}".encode(), digest_size=8).digest()
+        seed = int.from_bytes(digest, "big") >> 1
         field = WaterField(*sizes, seed=seed, parametrization=parametrization, dtype=dtype, device=device)
     return ImmersedSlices(
         source,

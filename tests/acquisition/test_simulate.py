@@ -226,3 +226,13 @@ def test_optics_fit_the_tilts(generator):
     nine = OPTICS.replace(defocus=torch.linspace(1e3, 2e3, 9))
     with pytest.raises(ValueError, match="Optics.defocus: expected one number or one for each of 3 tilts"):
         simulate(specimen_of(cluster(generator)), TILTS, nine, DETECTOR, generator=generator)
+
+
+def test_a_tilted_beam_finds_its_field_in_the_sampling():
+    """It moves the image by defocus * tilt: the field grows by that much, so that nothing comes in again beside it."""
+    detector, optics = Detector((32, 32), 4.0), Optics(defocus=20000.0)
+    straight, tilted = (sampling_for(detector, o) for o in (optics, optics.replace(beam_tilt=(4.0, 0.0))))
+    grown = (tilted.shape[1] - straight.shape[1]) * straight.pixel_size
+    assert grown > 2 * 0.95 * 80.0
+    lossy = optics.replace(chromatic_aberration=2.7, slit=math.inf)
+    assert sampling_for(detector, lossy).shape[0] > straight.shape[0]

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import cryosim
-from cryosim.core.fourier import positions, squared_frequencies
+from cryosim.core.fourier import SamplingWarning, positions, squared_frequencies
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL, PROTEIN, mean_free_path
 from cryosim.core.rotation import tilt_rotation
 from cryosim.io import read_atoms
@@ -94,11 +95,43 @@ def test_a_meniscus_deepens_as_the_square_of_the_distance():
     assert torch.equal(relief.heights[0], relief.heights[1])
 
 
-def test_reliefs_add(generator):
-    one = rough_relief(500.0, 5.0, 50.0, generator=generator)
-    together = one + one.replace(heights=2 * one.heights)
-    torch.testing.assert_close(together.heights, 3 * one.heights)
-    assert together.spacing == one.spacing
+def test_a_relief_too_steep_for_the_tilt_is_warned_of(generator):
+    ice = Ice(300.0, relief=rough_relief(900.0, 20.0, 100.0, generator=generator))
+    specimen = around(block(30.0, 30.0), ice)
+    with pytest.warns(SamplingWarning, match="nearly graze"):
+        tilted_slices(specimen, 60.0, (40, 40), 2.0, 10.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tilted_slices(specimen, 10.0, (40, 40), 2.0, 10.0)
+
+
+def test_a_relief_longer_than_the_field_is_rough_all_the_same():
+    """Its grid is as wide as many correlations: the heights of many surfaces together have the roughness."""
+    heights = [rough_relief(200.0, 20.0, 300.0, generator=torch.Generator().manual_seed(i)).heights for i in range(8)]
+    assert float(torch.stack(heights).square().mean().sqrt()) == pytest.approx(20.0, rel=0.15)
+    assert float(torch.stack(heights).std((-2, -1)).mean()) > 15.0
+
+
+@pytest.mark.parametrize("angle", [90.0, -100.0, 180.0])
+def test_a_slab_is_not_seen_edge_on(angle):
+    with pytest.raises(ValueError, match="angle between -90 and 90"):
+        tilted_slices(around(block(30.0, 30.0), Ice(90.0)), angle, (40, 40), 2.0, 10.0)
+
+
+def test_structured_ice_refuses_slopes_it_has_not():
+    specimen = around(block(30.0, 30.0), Ice(90.0, structure="water"))
+    with pytest.raises(ValueError, match="no gradient in pixel_size or thickness"):
+        tilted_slices(specimen, 0.0, (40, 40), torch.tensor(2.0, dtype=torch.float64, requires_grad=True), 10.0)
+
+
+def test_seeds_of_the_ice_do_not_meet_those_of_the_exposures():
+    first, second = (
+        tilted_slices(
+            around(block(30.0, 30.0), Ice(90.0, structure="water", seed=seed)), 0.0, (40, 40), 2.0, 10.0, frame=f
+        )
+        for seed, f in ((2**32, 0), (0, 1))
+    )
+    assert not torch.equal(first[4], second[4])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +139,9 @@ def test_reliefs_add(generator):
     [
         (lambda: Relief(torch.zeros(3, 4, 4), 1.0), "heights (2, y, x)"),
         (lambda: Relief(torch.zeros(2, 4, 4), 0.0), "positive spacing"),
-        (lambda: Relief(torch.zeros(2, 4, 4), 1.0) + Relief(torch.zeros(2, 4, 5), 1.0), "same grid"),
+        (lambda: Ice(40.0, relief=Relief(torch.full((2, 4, 4), -20.0), 1.0)), "surfaces that do not meet"),
+        (lambda: Absorption(medium=-3750.0), "Absorption.medium"),
+        (lambda: Absorption(molecules=math.nan), "Absorption.molecules"),
         (lambda: rough_relief(0.0, 1.0, 10.0), "positive extent"),
         (lambda: rough_relief(100.0, 1.0, -10.0), "positive extent and correlation"),
         (lambda: Ice(0.0), "Ice.thickness"),
