@@ -234,8 +234,9 @@ def _finite(wave: torch.Tensor, slices: SliceSource) -> torch.Tensor:
         if not torch.isfinite(slices[i]).all():
             raise ValueError(f"slice {i} of {len(slices)} holds values that are not finite [V·Å]; mend its source.")
     raise ValueError(
-        "the wave is not finite although every slice is: the incident wave, the voltage, the pixel size or the "
-        "thickness is not a finite number, or an imaginary potential is negative and amplifies the wave."
+        "the wave is not finite although every slice is: the incident wave, the voltage, the beam tilt, the pixel size "
+        "or the thickness is not a finite number, the amplitude contrast is not between 0 and 1, or an imaginary "
+        "potential is negative and amplifies the wave."
     )
 
 
