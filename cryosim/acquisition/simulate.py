@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -139,6 +140,13 @@ def expected_exposure(
     sampling = sampling or sampling_for(detector, optics)
     which = range(len(tilts))[which]
     mine = optics.index(which)
+    contrast = mine.amplitude_contrast
+    if specimen.absorption is not None and isinstance(contrast, (int, float)) and contrast > 0:
+        warnings.warn(
+            f"Specimen.absorption and Optics.amplitude_contrast = {contrast:g} both absorb; give one of the two.",
+            UserWarning,
+            stacklevel=2,
+        )
     slices = tilted_slices(
         specimen,
         tilts.angles[which],

@@ -13,7 +13,7 @@ from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import projection
 from cryosim.specimen.atoms import Atoms
-from cryosim.specimen.ice import Ice
+from cryosim.specimen.ice import Absorption, Ice
 from cryosim.specimen.specimen import Poses, Specimen
 
 
@@ -236,3 +236,12 @@ def test_a_tilted_beam_finds_its_field_in_the_sampling():
     assert grown > 2 * 0.95 * 80.0
     lossy = optics.replace(chromatic_aberration=2.7, slit=math.inf)
     assert sampling_for(detector, lossy).shape[0] > straight.shape[0]
+
+
+def test_absorbing_twice_is_warned_of():
+    atom = Atoms([[0.0, 0.0, 0.0]], [6])
+    here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
+    specimen = Specimen((atom,), (here,), (20.0, 20.0, 20.0), Ice(100.0), Absorption())
+    tilts, detector = TiltScheme.dose_symmetric(0, 1, 10), Detector((12, 12), 2.0)
+    with pytest.warns(UserWarning, match="give one of the two"):
+        expected_exposure(specimen, tilts, Optics(amplitude_contrast=0.07), detector, 0)
