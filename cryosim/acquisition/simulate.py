@@ -13,7 +13,7 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import fast_length, number
+from cryosim.core.fourier import BAND, fast_length, number
 from cryosim.core.record import Record, static
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
@@ -21,7 +21,6 @@ from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.atoms import Atoms
-from cryosim.specimen.potential import BAND
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 

@@ -12,6 +12,11 @@ from scipy.fft import next_fast_len
 Size = float | torch.Tensor
 
 
+BAND = 2 / 3
+"""Fraction of the Nyquist frequency that waves and slices of potential fill: the largest at which the product of two
+does not alias into it."""
+
+
 class SamplingWarning(UserWarning):
     """A grid or a slice is too coarse or too small for what it is to hold; the message says what would be right."""
 
@@ -74,7 +79,7 @@ def centre_phases(
 
 def band_limit(
     shape: tuple[int, int],
-    fraction: float = 2 / 3,
+    fraction: float = BAND,
     taper: float = 0.0,
     *,
     half: bool = False,

@@ -12,7 +12,7 @@ so the backward pass needs u at every slice, last slice first. Instead of keepin
 
     u = L t^-1 F^-1[ conj(D) F[u'] ]
 
-side by side with the gradient, whose steps are the same but for L, and for conj(t) in place of t^-1,
+side by side with the gradient, whose steps are the same but for L, and for conj(t) in place of t^-1.
 
 This is exact but for what the band limit cut off z, less than 1e-6 of the wave a slice for molecules. It is tried on
 the incident wave at four slices. Where u differs little from what it is before the last L, the product with the

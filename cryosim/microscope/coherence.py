@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cryosim.microscope.imaging import check_sampling
-from cryosim.microscope.optics import Optics, focal_variance, root, transfer
+from cryosim.microscope.optics import Optics, focal_variance, is_zero, root, transfer
 
 
 def partially_coherent_image(
@@ -100,7 +100,7 @@ def _normal(points: int) -> list[tuple[float, float]]:
 
 def _directions(optics: Optics, points: int, device: torch.device) -> list[tuple[torch.Tensor | tuple, float]]:
     """Directions t + q of the source, (2,) or (..., 2) [mrad], and their weights."""
-    if not isinstance(optics.convergence, torch.Tensor) and optics.convergence == 0:
+    if is_zero(optics.convergence):
         return [(optics.beam_tilt, 1.0)]
     tilt = torch.as_tensor(optics.beam_tilt, dtype=torch.float64, device=device)
     spread = torch.as_tensor(optics.convergence, dtype=torch.float64, device=device) / math.sqrt(2)  # [mrad]

@@ -32,7 +32,7 @@ from cryosim.core.fourier import fast_length
 from cryosim.core.record import Record, hidden, item, static
 from cryosim.microscope.imaging import image as coherent_image
 from cryosim.microscope.imaging import unchecked_image
-from cryosim.microscope.optics import Optics, per_image
+from cryosim.microscope.optics import Optics, is_zero, per_image
 
 Number = float | torch.Tensor
 
@@ -194,7 +194,7 @@ def energy_filtered_image(
     """
     _check(depth, optics.slit)
     total = image(wave, optics, pixel_size)  # no loss
-    if isinstance(optics.slit, (int, float)) and optics.slit == 0:
+    if is_zero(optics.slit):
         return total
     real = wave.real.dtype
     column, uniform = _columns(depth, wave.device)
@@ -202,9 +202,8 @@ def energy_filtered_image(
     many = _many(column, losses.most_events)
     if not uniform:
         column, many = column.to(real), many.to(real)
-    of_loss = (
-        unchecked_image if image is coherent_image else image
-    )  # a rare loss far out of focus need not be warned of
+    # a rare loss far out of focus need not be warned of
+    of_loss = unchecked_image if image is coherent_image else image
     elastic = wave if uniform else wave * torch.exp(column / 2)
     for j, start in enumerate(losses.edges):
         if isinstance(optics.slit, (int, float)) and start >= optics.slit / 2:
@@ -311,8 +310,7 @@ def _check(depth: Number, slit: Number) -> None:
             f"depth: expected t / Lambda >= 0, got {float(torch.as_tensor(depth).detach().min())}; "
             "it is thickness over mean free path."
         )
-    closed = isinstance(slit, (int, float)) and slit == 0
-    if not closed and not bool((torch.as_tensor(depth) <= _DEEPEST).all()):
+    if not is_zero(slit) and not bool((torch.as_tensor(depth) <= _DEEPEST).all()):
         deepest = float(torch.as_tensor(depth).detach().max())
         raise ValueError(
             f"depth: expected t / Lambda of at most {_DEEPEST:g}, got {deepest:.3g}: hardly an electron without a loss "

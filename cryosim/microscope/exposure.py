@@ -9,7 +9,7 @@ import torch
 from cryosim.microscope.detector import Detector, detect
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum, energy_filtered_image
 from cryosim.microscope.imaging import image
-from cryosim.microscope.optics import Optics, per_image
+from cryosim.microscope.optics import Optics, is_zero, per_image
 from cryosim.microscope.scattering import SliceSource, absorbed_depth, multislice
 
 
@@ -48,7 +48,7 @@ def expected_counts(
         When the detector is larger than the simulated field, or from `scattering`.
     """
     wave = scattering(slices, optics)  # (..., y, x)
-    if isinstance(optics.slit, torch.Tensor) or optics.slit > 0:
+    if not is_zero(optics.slit):
         # beside molecules in vacuum the band limit rings below zero, by 1e-4 or so
         depth = absorbed_depth(slices, optics).clamp_min(0)  # (..., y, x) [1]
         intensity = energy_filtered_image(wave, depth, optics, slices.pixel_size, losses=losses)

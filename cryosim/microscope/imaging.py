@@ -8,12 +8,9 @@ import warnings
 import torch
 
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import SamplingWarning, number
+from cryosim.core.fourier import BAND, SamplingWarning, number
 from cryosim.core.record import hidden
 from cryosim.microscope.optics import Optics, displacement, transfer
-
-BAND = 2 / 3
-"""Part of the Nyquist frequency that a simulated wave fills."""
 
 
 def image(

@@ -259,7 +259,7 @@ def aberration(
     if tilt is not None:
         path = path - _path(optics, *tilt)
     chi = (2 * torch.pi / wave) * path
-    if _is_zero(optics.phase_shift):
+    if is_zero(optics.phase_shift):
         return chi
     return chi - torch.deg2rad(per_image(optics.phase_shift, dtype, device)) * ((kx != 0) | (ky != 0))
 
@@ -396,7 +396,7 @@ def ctf(
     Rohou & Grigorieff 2015, doi:10.1016/j.jsb.2015.08.008, eqs. 2-5; the head of this module for odd aberrations.
     """
     contrast = torch.asin(per_image(optics.amplitude_contrast, dtype, device))
-    if tilt_of(optics) is None and all(_is_zero(getattr(optics, field)) for field in _ODD):
+    if tilt_of(optics) is None and all(is_zero(getattr(optics, field)) for field in _ODD):
         wave = torch.sin(aberration(optics, shape, pixel_size, dtype=dtype, device=device) - contrast)
         damping = _damping(optics, shape, pixel_size, dtype, device)
         return wave if damping is None else damping * damping[..., :1, :1] * wave
@@ -410,6 +410,11 @@ def per_image(value: Number, dtype: torch.dtype, device: torch.device | None) ->
     """Parameter () or (...) as a tensor () or (..., 1, 1) that broadcasts against images (..., y, x)."""
     value = torch.as_tensor(value, dtype=dtype, device=device)
     return value[..., None, None] if value.ndim else value
+
+
+def is_zero(value: Number) -> bool:
+    """Whether a value is the plain number 0; a tensor never is, for its slope is wanted."""
+    return not isinstance(value, torch.Tensor) and value == 0
 
 
 def focal_variance(optics: Optics, dtype: torch.dtype, device: torch.device | None) -> torch.Tensor | None:
@@ -441,7 +446,7 @@ def _grid(
 def tilt_of(optics: Optics) -> tuple[Number, Number] | None:
     """Beam tilt along x and y, () or (tilt,) each [mrad]; None where it is the plain number 0."""
     pair = optics.beam_tilt.unbind(-1) if isinstance(optics.beam_tilt, torch.Tensor) else optics.beam_tilt
-    return None if all(_is_zero(value) for value in pair) else (pair[0], pair[1])
+    return None if all(is_zero(value) for value in pair) else (pair[0], pair[1])
 
 
 def _angles(
@@ -496,7 +501,7 @@ def _terms(
     found: dict[int, tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]] = {}
     for n, m, field, scale, angle in _POLAR:
         value, turn = getattr(optics, field), 0.0 if angle is None else getattr(optics, angle)
-        if _is_zero(value) and not isinstance(turn, torch.Tensor):
+        if is_zero(value) and not isinstance(turn, torch.Tensor):
             continue
         coefficient = (scale / (n + 1)) * per_image(value, dtype, device)
         even, odd = found.setdefault(m, ({}, {}))
@@ -533,7 +538,7 @@ def _envelope(optics: Optics, kx: torch.Tensor, ky: torch.Tensor) -> torch.Tenso
     """Envelope (..., y, x) at the frequencies k [1/Å]; None where plain numbers make it 1."""
     dtype, device = kx.dtype, kx.device
     variance = focal_variance(optics, dtype, device)
-    spatial = not _is_zero(optics.convergence)
+    spatial = not is_zero(optics.convergence)
     if variance is None and not spatial:
         return None
     wave, ux, uy, tilt = _angles(optics, kx, ky)
@@ -576,11 +581,6 @@ def _damping(
     if mask is None or damping is None:
         return mask if damping is None else damping
     return mask * damping
-
-
-def _is_zero(value: Number) -> bool:
-    """Whether a value is the plain number 0; a tensor never is, for its slope is wanted."""
-    return not isinstance(value, torch.Tensor) and value == 0
 
 
 def _any_tensor(values: Sequence[Any]) -> bool:

@@ -37,11 +37,11 @@ from typing import Literal, Protocol
 import torch
 
 from cryosim.core.constants import interaction_constant, wavelength
-from cryosim.core.fourier import SamplingWarning, frequencies, number
+from cryosim.core.fourier import BAND, SamplingWarning, frequencies, number
 from cryosim.core.fourier import band_limit as circular_band_limit
 from cryosim.core.record import hidden
 from cryosim.microscope.backward import Step, constant_memory_multislice
-from cryosim.microscope.optics import Optics, per_image, tilt_of
+from cryosim.microscope.optics import Optics, is_zero, per_image, tilt_of
 
 Flight = Literal["fresnel", "exact"]
 
@@ -132,7 +132,7 @@ def multislice(
         incident = torch.fft.ifft2(torch.fft.fft2(incident.to(dtype.to_complex())) * half)
     _check_flight("multislice", slices, optics, shape, plane)
     turn, damp = coupling(optics, dtype, device)
-    step = Step(turn, damp, along, back, limit if limit_transmission else None, _lossless(optics))
+    step = Step(turn, damp, along, back, limit if limit_transmission else None, is_zero(optics.amplitude_contrast))
     if memory == "constant" and not limit_transmission and not hidden():
         wave = constant_memory_multislice(slices, step, incident, invertible=band_limit is None)
     else:
@@ -145,10 +145,7 @@ def projection(slices: SliceSource, optics: Optics) -> torch.Tensor:
 
     Arguments and result as in `multislice`.
     """
-    total = _first(slices, "projection")
-    for i in range(1, len(slices)):
-        total = total + slices[i]
-    return _finite(transmission(total, optics), slices)
+    return _finite(transmission(_sum(slices, "projection"), optics), slices)
 
 
 def ewald(slices: SliceSource, optics: Optics, *, flight: Flight = "fresnel") -> torch.Tensor:
@@ -202,7 +199,7 @@ def _check_flight(
     heights = [-(n // 2) * thickness, (n - 1 - n // 2) * thickness, number(plane)]
     distance = max(heights) - min(heights)
     wave = float(wavelength(torch.as_tensor(optics.voltage, dtype=torch.float64).detach()).max())
-    aside, field = wave * distance / (3 * size), min(shape) * size  # the edge of the band is at 1 / (3 pixels)
+    aside, field = wave * distance * BAND / (2 * size), min(shape) * size  # the edge of the band flies at lambda k
     if 2 * aside > field:
         warnings.warn(
             f"{name}: over {distance:.4g} Å the finest detail flies {aside:.4g} Å aside, more than half the field "
@@ -224,6 +221,14 @@ def _first(slices: SliceSource, name: str) -> torch.Tensor:
     if not (first.is_floating_point() or first.is_complex()):
         raise ValueError(f"{name}: expected slices of real or complex numbers [V·Å], got {first.dtype}.")
     return first
+
+
+def _sum(slices: SliceSource, name: str) -> torch.Tensor:
+    """All slices together (..., y, x) [V·Å]."""
+    total = _first(slices, name)
+    for i in range(1, len(slices)):
+        total = total + slices[i]
+    return total
 
 
 def _finite(wave: torch.Tensor, slices: SliceSource) -> torch.Tensor:
@@ -250,12 +255,7 @@ def coupling(optics: Optics, dtype: torch.dtype, device: torch.device | None) ->
 def transmission(potential: torch.Tensor, optics: Optics) -> torch.Tensor:
     """exp(i sigma (sqrt(1 - A^2) + i A) v) (..., y, x) of a slice v (..., y, x) [V·Å]."""
     turn, damp = coupling(optics, potential.real.dtype, potential.device)
-    return Step(turn, damp, turn, turn, None, _lossless(optics)).transmission(potential)
-
-
-def _lossless(optics: Optics) -> bool:
-    """Whether there is no amplitude contrast, and none to be differentiated."""
-    return isinstance(optics.amplitude_contrast, (int, float)) and optics.amplitude_contrast == 0
+    return Step(turn, damp, turn, turn, None, is_zero(optics.amplitude_contrast)).transmission(potential)
 
 
 def absorbed_depth(slices: SliceSource, optics: Optics) -> torch.Tensor:
@@ -264,12 +264,7 @@ def absorbed_depth(slices: SliceSource, optics: Optics) -> torch.Tensor:
     The absorption is the imaginary part of the potential and the optics' amplitude contrast. A source may have a
     method `total()` -> (..., y, x) [V·Å] that sums its slices at less cost; otherwise they are summed here.
     """
-    if hasattr(slices, "total"):
-        total: torch.Tensor = slices.total()  # type: ignore[attr-defined]
-    else:
-        total = _first(slices, "absorbed_depth")
-        for i in range(1, len(slices)):
-            total = total + slices[i]
+    total: torch.Tensor = slices.total() if hasattr(slices, "total") else _sum(slices, "absorbed_depth")  # type: ignore[attr-defined]
     turn, damp = coupling(optics, total.real.dtype, total.device)
     return 2 * (turn * total.imag + damp * total.real if total.is_complex() else damp * total)
 

@@ -29,16 +29,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import SamplingWarning, band_limit, number, squared_frequencies
+from cryosim.core.fourier import BAND, SamplingWarning, band_limit, number, squared_frequencies
 from cryosim.core.record import Record, differentiated, item, static
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
 
 BETA = 2.05
 """Shape of the bell per sample of its width; exp(-BETA width) is what the bell leaves out."""
-
-BAND = 2 / 3
-"""Fraction of the Nyquist frequency inside which a slice of atoms is exact; beyond, it is zero."""
 
 
 class Slices(Record):

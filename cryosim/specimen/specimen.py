@@ -210,6 +210,12 @@ def tilted_slices(
             f"tilted_slices: slices of {number(thickness):g} Å are thicker than the specimen, {depth:g} Å. Take "
             "thinner ones; 2 to 10 Å are usual."
         )
+    structured = specimen.ice is not None and specimen.ice.structure == "water"
+    if structured and (differentiated(pixel_size) or differentiated(thickness)):
+        raise ValueError(
+            "tilted_slices: the fluctuations of structured ice have no gradient in pixel_size or thickness; give "
+            "them as numbers, or take Ice(structure='constant')."
+        )
     atoms = assemble(specimen) if atoms is None else atoms
     atoms = atoms.moved(tilt_rotation(angle, axis_angle))
     if shift is not None:
@@ -218,7 +224,6 @@ def tilted_slices(
     inside = (atoms.positions.detach()[:, :2].abs() <= half.to(atoms.positions.device)).all(1)
     atoms = atoms.index(inside)
     ice, absorption = specimen.ice, specimen.absorption
-    structured = ice is not None and ice.structure == "water"
     seen = None
     if ice is not None and (structured or ice.relief is not None):
         seen = surfaces(ice, angle, axis_angle, shift, shape, pixel_size, atoms.positions.device)
@@ -239,11 +244,6 @@ def tilted_slices(
     if ice is not None and structured:
         sizes = (shape, number(pixel_size), number(thickness))
         device = atoms.positions.device
-        if differentiated(pixel_size) or differentiated(thickness):
-            raise ValueError(
-                "tilted_slices: the fluctuations of structured ice have no gradient in pixel_size or thickness; give "
-                "them as numbers, or take Ice(structure='constant')."
-            )
         digest = hashlib.blake2b(f"{ice.seed} {frame}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "big") >> 1
         field = WaterField(*sizes, seed=seed, parametrization=parametrization, dtype=dtype, device=device)

@@ -33,10 +33,9 @@ import torch
 from scipy.spatial import KDTree
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import band_limit, squared_frequencies
+from cryosim.core.fourier import BAND, band_limit, squared_frequencies
 from cryosim.core.rotation import random_rotations
 from cryosim.specimen.atoms import Atoms
-from cryosim.specimen.potential import BAND
 from cryosim.specimen.scattering_factors import Parametrization, scattering_factor
 
 DENSITY = 0.93
