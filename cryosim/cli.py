@@ -30,7 +30,7 @@ def simulate(
         from cryosim.run import run
 
         files = run(read_config(description), output, base=description.parent, progress=report)
-    for path in files:
+    for path in files.written():
         typer.echo(path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Annotated, Any, Literal, Self
@@ -13,10 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cryosim.acquisition.simulate import LARGEST_FIELD, Sampling, sampling_for
 from cryosim.acquisition.tilts import TiltScheme
+from cryosim.core.fourier import number
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
+from cryosim.specimen.atoms import CLASSES
+from cryosim.specimen.damage import CriticalExposure, Damage
 from cryosim.specimen.ice import Absorption, Ice, rough_relief
+from cryosim.specimen.motion import Motion, beam_induced_motion, doming, stage_drift
 
 
 class ConfigError(ValueError):
@@ -63,6 +69,38 @@ class Slab(_Section):
     """Inelastic, of the ice at 300 kV [Å]; 3750 by theory, 3150 to 3950 are in use."""
 
 
+class DamageSection(_Section):
+    critical_exposure: float | None = Field(default=1.0, gt=0)
+    """Doses after which detail is lost, relative to Grant & Grigorieff 2015 at this voltage [1]; null is no damage."""
+    b_growth: float = Field(default=0.0, ge=0)
+    """Growth of all B-factors besides that [Å^2 per e-/Å^2]; 1.7 to 4 is in use without critical_exposure."""
+    loss: float = Field(default=0.0, ge=0)
+    """Rate at which atoms leave, of all but those below [1 per e-/Å^2]."""
+    carboxyl_loss: float = Field(default=0.0, ge=0)
+    """Of side-chain carboxyl groups [1 per e-/Å^2]."""
+    sulfur_loss: float = Field(default=0.0, ge=0)
+    """Of the sulfur of cysteine [1 per e-/Å^2]."""
+    metal_loss: float = Field(default=0.0, ge=0)
+    """Of metals [1 per e-/Å^2]."""
+    water_diffusion: float = Field(default=1.1, ge=0)
+    """Mean squared displacement of water [Å^2 per e-/Å^2]; for ice with the structure of water."""
+
+
+class MotionSection(_Section):
+    drift: float = Field(default=0.0, ge=0)
+    """Standard deviation of the way the stage drifts in x and y in each exposure [Å]."""
+    settling: float = Field(default=1.0, gt=0)
+    """Dose after which 1/e of the drift is left [e-/Å^2]."""
+    velocity: float = Field(default=0.0, ge=0)
+    """Standard deviation of the beam-induced local motion [Å per e-/Å^2]; 0.2 is usual."""
+    correlation: float = Field(default=5000.0, ge=50)
+    """Distance over which it changes [Å]."""
+    doming: float = 0.0
+    """Height to which the ice bulges along the beam [Å]."""
+    hole_radius: float = Field(default=6000.0, gt=0)
+    """Of the hole in which it does [Å]."""
+
+
 class SpecimenSection(_Section):
     molecules: list[Molecule] = Field(
         default=[Molecule(structure="apoferritin", assembly=1, copies=8), Molecule(structure="ubiquitin", copies=4)],
@@ -77,6 +115,10 @@ class SpecimenSection(_Section):
     """The ice around them; null for vacuum."""
     mean_free_path: float | None = Field(default=None, gt=0)
     """Inelastic, of the molecules at 300 kV [Å]; 1970 is protein; null leaves all absorption to amplitude_contrast."""
+    damage: DamageSection = DamageSection()
+    """By the electrons."""
+    motion: MotionSection = MotionSection()
+    """During the exposures."""
 
 
 class TiltSection(_Section):
@@ -90,6 +132,12 @@ class TiltSection(_Section):
     """Of all exposures together [e-/Å^2]."""
     axis_angle: float = Field(default=0.0, ge=-360, le=360)
     """In-plane angle of the tilt axis from y [deg]."""
+    frames: int = Field(default=1, ge=1, le=1000)
+    """Of each exposure, in which damage and motion are computed anew; also those of a movie."""
+    dose_rate: float = Field(default=3.0, gt=0)
+    """[e-/Å^2/s]; with the camera's frame rate, how many camera frames an exposure takes."""
+    cosine_power: float = Field(default=0.0, ge=0, le=5)
+    """Doses in proportion to 1 / cos(tilt)^power [1], with the same total."""
 
     @model_validator(mode="after")
     def _is_a_scheme(self) -> Self:
@@ -179,6 +227,25 @@ class DetectorSection(_Section):
     """(y, x) [px]."""
     pixel_size: float = Field(default=4.0, gt=0)
     """At the specimen [Å]."""
+    camera: Literal["ideal", "falcon4i", "falcon3"] = "ideal"
+    """Its quantum efficiency, transfer and noise; ideal counts every electron."""
+    frame_rate: float | None = Field(default=None, gt=0)
+    """[1/s]; null takes the camera's own."""
+    counting: Literal["poisson", "binary"] | None = None
+    """Whether a pixel counts every electron of a camera frame, or tells only if there was one; null is the camera's."""
+    coincidence_radius: float | None = Field(default=None, ge=0, le=50)
+    """Within which electrons of one camera frame are not told apart [px]; null takes the camera's."""
+    gain_variation: float = Field(default=0.0, ge=0, le=0.3)
+    """Relative standard deviation of the pixels' sensitivities [1]."""
+    dead_pixels: float = Field(default=0.0, ge=0, le=0.1)
+    """Fraction of the pixels that see nothing [1]."""
+    hot_pixels: float = Field(default=0.0, ge=0, le=0.1)
+    """Fraction of the pixels that fire in every tenth camera frame by themselves [1]."""
+
+
+class OutputSection(_Section):
+    movies: Literal["none", "eer", "mrc", "tiff"] = "none"
+    """Frames of every exposure in files of their own; eer holds single electrons."""
 
 
 class SamplingSection(_Section):
@@ -204,6 +271,7 @@ class RunConfig(_Section):
     optics: OpticsSection = OpticsSection()
     detector: DetectorSection = DetectorSection()
     sampling: SamplingSection = SamplingSection()
+    output: OutputSection = OutputSection()
 
     @model_validator(mode="after")
     def _fits_a_grid(self) -> Self:
@@ -221,6 +289,20 @@ class RunConfig(_Section):
                 "expected optics.amplitude_contrast 0 where mean free paths are given, as both take the same "
                 f"electrons, got {self.optics.amplitude_contrast:g}"
             )
+        if section.damage.critical_exposure and not 99.99 < self.optics.voltage < 300.01:
+            raise ValueError(
+                "expected optics.voltage between 100 and 300 kV, where critical exposures were measured, got "
+                f"{self.optics.voltage:g}. Set specimen.damage.critical_exposure to null for another"
+            )
+        if self.detector.camera == "falcon4i" and self.optics.voltage not in (200, 300):
+            raise ValueError(f"expected optics.voltage 200 or 300 kV for a falcon4i, got {self.optics.voltage:g}")
+        if self.output.movies == "eer" and self.detector.counting == "poisson":
+            raise ValueError(
+                "expected detector.counting to be null or binary where output.movies is eer, whose pixels tell once a "
+                "camera frame whether they were hit, got poisson"
+            )
+        if self.output.movies == "eer" and self.detector.camera == "falcon3":
+            raise ValueError("expected another output.movies than eer for a falcon3, whose images are not counts")
         if depth(self) > LARGEST_FIELD * self.detector.pixel_size:
             raise ValueError(
                 f"expected specimen.size and specimen.ice.thickness to be at most {LARGEST_FIELD} times "
@@ -270,7 +352,8 @@ def tilt_scheme(section: TiltSection) -> TiltScheme:
         "bidirectional": TiltScheme.bidirectional,
         "unidirectional": TiltScheme.unidirectional,
     }[section.scheme]
-    return make(section.extent, section.step, section.total_dose, axis_angle=section.axis_angle)
+    made = make(section.extent, section.step, section.total_dose, axis_angle=section.axis_angle)
+    return made.cosine_compensated(section.cosine_power).replace(frames=section.frames, dose_rate=section.dose_rate)
 
 
 def optics(section: OpticsSection) -> Optics:
@@ -280,9 +363,62 @@ def optics(section: OpticsSection) -> Optics:
     return Optics(**fields)
 
 
-def detector(section: DetectorSection) -> Detector:
-    """The detector a configuration asks for."""
-    return Detector(section.shape, section.pixel_size)
+def detector(config: RunConfig) -> Detector:
+    """The detector a configuration asks for, with the same defects for the same seed."""
+    section, size = config.detector, (config.detector.shape, config.detector.pixel_size)
+    made = {
+        "ideal": lambda: Detector(*size),
+        "falcon4i": lambda: Detector.falcon4i(*size, voltage=config.optics.voltage),
+        "falcon3": lambda: Detector.falcon3(*size),
+    }[section.camera]()
+    names = ("frame_rate", "counting", "coincidence_radius")
+    made = made.replace(**{name: value for name in names if (value := getattr(section, name)) is not None})
+    if config.output.movies == "eer":
+        made = made.replace(counting="binary")  # all that such a file can hold
+    generator = torch.Generator().manual_seed(config.seed ^ 0xCA_3E7A)  # not the numbers that place molecules
+    gain, dark = None, None
+    if section.gain_variation or section.dead_pixels:
+        gain = (1 + section.gain_variation * torch.randn(section.shape, generator=generator)).clamp_min(0.05)
+        gain = gain / gain.mean() * (torch.rand(section.shape, generator=generator) >= section.dead_pixels)
+    if section.hot_pixels:
+        dark = 0.1 * (torch.rand(section.shape, generator=generator) < section.hot_pixels)
+    return made.replace(gain=gain, dark=dark)
+
+
+def damage(config: RunConfig) -> Damage | None:
+    """The damage a configuration asks for."""
+    section = config.specimen.damage
+    special = {"carboxyl": section.carboxyl_loss, "sulfur": section.sulfur_loss, "metal": section.metal_loss}
+    critical = None
+    if section.critical_exposure is not None:
+        usual = CriticalExposure()
+        scale, offset = (section.critical_exposure * number(x) for x in (usual.scale, usual.offset))
+        critical = CriticalExposure(scale, usual.exponent, offset)
+    loss = torch.tensor([special.get(name, 0.0) or section.loss for name in CLASSES], dtype=torch.float64)
+    diffuses = config.specimen.ice is not None and config.specimen.ice.structure == "water" and section.water_diffusion
+    if critical is None and not section.b_growth and not bool(loss.any()) and not diffuses:
+        return None
+    within = 99.99 < config.optics.voltage < 300.01
+    return Damage(critical, section.b_growth, loss, section.water_diffusion, None if within else 1.0)
+
+
+def motion(config: RunConfig) -> Motion | None:
+    """The motion a configuration asks for."""
+    section, doses, frames = config.specimen.motion, tilt_scheme(config.tilts).doses, config.tilts.frames
+    extent = 2 * max(config.specimen.size[:2])
+    generator = torch.Generator().manual_seed(config.seed ^ 0x0D21F7)
+    nodes = max(17, math.ceil(extent / section.correlation) + 1)
+    parts = []
+    if section.drift:
+        drift = {"distance": section.drift, "settling": section.settling}
+        parts.append(stage_drift(doses, frames, **drift, generator=generator))
+    if section.velocity:
+        wander = {"velocity": section.velocity, "correlation": section.correlation}
+        parts.append(beam_induced_motion(doses, frames, extent, **wander, nodes=nodes, generator=generator))
+    if section.doming:
+        dome = {"height": section.doming, "radius": section.hole_radius}
+        parts.append(doming(doses, frames, extent, **dome, nodes=nodes))
+    return functools.reduce(operator.add, parts) if parts else None
 
 
 def ice(config: RunConfig) -> Ice | None:
@@ -310,7 +446,12 @@ def absorption(section: SpecimenSection) -> Absorption | None:
 def sampling(config: RunConfig) -> Sampling:
     """The grid a configuration asks for, with `sampling_for`'s choice where it asks for none."""
     chosen = {k: v for k, v in config.sampling.model_dump().items() if v is not None}
-    return sampling_for(detector(config.detector), optics(config.optics), **chosen, dtype=torch.float32)
+    return sampling_for(
+        Detector(config.detector.shape, config.detector.pixel_size),
+        optics(config.optics),
+        **chosen,
+        dtype=torch.float32,
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -14,28 +15,45 @@ import torch
 import yaml
 
 from cryosim import config as configuration
+from cryosim.acquisition.series import Movie
 from cryosim.acquisition.simulate import simulate
+from cryosim.acquisition.tilts import TiltScheme
 from cryosim.config import RunConfig
 from cryosim.core.volume import Volume
+from cryosim.io.eer import write_eer
 from cryosim.io.examples import example_path
 from cryosim.io.files import atomic_write
+from cryosim.io.motion import write_motion
+from cryosim.io.movies import write_gain, write_movie
 from cryosim.io.mrc import write_volume
 from cryosim.io.series import write_series
 from cryosim.io.star import write_poses
 from cryosim.io.structure import read_atoms
+from cryosim.microscope.detector import Detector
+from cryosim.microscope.events import Events
 from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.specimen import Specimen, place_randomly
 
 Progress = Callable[[str, int, int], None]
 
+EER_PARTS = 4
+"""Places that an EER file tells apart along each side of a pixel."""
+
 
 class RunFiles(NamedTuple):
-    """Where a run's results lie."""
+    """Where a run's results lie; None for what the description does not ask for."""
 
     series: Path
     truth: Path
     poses: Path
     parameters: Path
+    movies: Path | None = None
+    gain: Path | None = None
+    motion: Path | None = None
+
+    def written(self) -> list[Path]:
+        """Those that there are."""
+        return [path for path in self if path is not None]
 
 
 def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progress: Progress | None = None) -> RunFiles:
@@ -46,7 +64,9 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     config : RunConfig
     folder : str or path
         Made if missing. It receives <name>.mrc with .mdoc, .rawtlt and .tlt beside it, <name>_truth.mrc (the potential
-        above the ice [V]), <name>_poses.star and <name>_parameters.yaml. The same configuration gives the same bytes.
+        above the ice [V]), <name>_poses.star and <name>_parameters.yaml; where they are asked for, a folder
+        <name>_frames with a movie of each exposure, <name>_gain.mrc, and <name>_motion.npz with what moved. The same
+        configuration gives the same bytes.
     base : str or path
         Folder that relative paths of structures start from.
     progress : callable, optional
@@ -70,15 +90,19 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     generator = torch.Generator().manual_seed(config.seed)
     specimen = build_specimen(config, base, generator)
     _prepare(folder)
-    detector = configuration.detector(config.detector)
+    detector = configuration.detector(config)
+    tilts = configuration.tilt_scheme(config.tilts)
+    movies = None if config.output.movies == "none" else _Movies(config, folder, tilts, detector)
     with _single_threads() as workers:
         series = simulate(
             specimen,
-            configuration.tilt_scheme(config.tilts),
+            tilts,
             configuration.optics(config.optics),
             detector,
             generator=generator,
             sampling=configuration.sampling(config),
+            movies=movies,
+            supersampling=EER_PARTS if config.output.movies == "eer" else None,
             workers=workers,
             progress=lambda done, total: report("simulating tilts", done, total),
         )
@@ -88,7 +112,14 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
         folder / f"{config.name}_truth.mrc",
         folder / f"{config.name}_poses.star",
         folder / f"{config.name}_parameters.yaml",
+        None if movies is None else movies.folder,
+        None if detector.gain is None else folder / f"{config.name}_gain.mrc",
+        None if specimen.motion is None else folder / f"{config.name}_motion.npz",
     )
+    if files.gain is not None and detector.gain is not None:
+        write_gain(files.gain, detector.gain)
+    if files.motion is not None and specimen.motion is not None:
+        write_motion(files.motion, specimen.motion)
     truth = true_volume(config, specimen)
     write_volume(files.truth, truth)
     write_poses(
@@ -103,9 +134,42 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     )
     with atomic_write(files.parameters) as path:
         path.write_text(yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    write_series(files.series, series)
+    write_series(files.series, series if movies is None else series.replace(movies=tuple(movies.written)))
     report("writing files", 1, 1)
     return files
+
+
+class _Movies:
+    """Writes the frames of each exposure as it is counted, and remembers where."""
+
+    def __init__(self, config: RunConfig, folder: Path, tilts: TiltScheme, detector: Detector) -> None:
+        self.folder = folder / f"{config.name}_frames"
+        self.folder.mkdir(exist_ok=True)
+        self.written: list[Movie] = []
+        self._config, self._tilts, self._detector = config, tilts, detector
+
+    def __call__(self, which: int, frames: list[Events] | torch.Tensor) -> None:
+        suffix = {"eer": "eer", "mrc": "mrc", "tiff": "tif"}[self._config.output.movies]
+        angle = float(self._tilts.angles[which])
+        path = self.folder / f"{self._config.name}_{which:03d}_{angle:.2f}.{suffix}"
+        pixel_size = self._config.detector.pixel_size
+        if isinstance(frames, torch.Tensor):
+            write_movie(path, frames, pixel_size)
+            number = len(frames)
+        else:
+            number = sum(events.shape[0] for events in frames)
+            with warnings.catch_warnings():
+                if which:  # that few programs read a sensor of this size was said for the first
+                    warnings.simplefilter("ignore", UserWarning)
+                write_eer(
+                    path,
+                    frames,
+                    pixel_size=pixel_size,
+                    dose=float(self._tilts.doses[which]),
+                    exposure_time=float(self._tilts.exposure_times[which]),
+                    frame_rate=self._detector.frame_rate,
+                )
+        self.written.append(Movie(f"{self.folder.name}/{path.name}", number))
 
 
 @contextmanager
@@ -131,7 +195,11 @@ def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generat
         gap=section.gap,
         generator=generator,
     )
-    return specimen.replace(absorption=configuration.absorption(section))
+    return specimen.replace(
+        absorption=configuration.absorption(section),
+        damage=configuration.damage(config),
+        motion=configuration.motion(config),
+    )
 
 
 def true_volume(config: RunConfig, specimen: Specimen) -> Volume:

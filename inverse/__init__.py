@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from inverse.metrics.fsc import ShellCorrelation as ShellCorrelation
     from inverse.metrics.fsc import fsc as fsc
     from inverse.metrics.fsc import measured_region as measured_region
+    from inverse.physics.noise import CountingFidelity as CountingFidelity
+    from inverse.physics.noise import CountingNoise as CountingNoise
+    from inverse.physics.noise import TiltGaussianFidelity as TiltGaussianFidelity
+    from inverse.physics.noise import TiltGaussianNoise as TiltGaussianNoise
+    from inverse.physics.noise import counting_model as counting_model
     from inverse.physics.tilt import TiltProjection as TiltProjection
     from inverse.reconstruction import Reconstruction as Reconstruction
     from inverse.reconstruction import reconstruct as reconstruct
@@ -18,6 +23,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],
+    "physics.noise": [
+        "CountingFidelity",
+        "CountingNoise",
+        "TiltGaussianFidelity",
+        "TiltGaussianNoise",
+        "counting_model",
+    ],
     "physics.tilt": ["TiltProjection"],
     "reconstruction": ["Reconstruction", "reconstruct"],
     "solvers.linear": ["least_squares", "wbp"],

@@ -30,6 +30,9 @@ def demo(
     description: Annotated[
         Path | None, typer.Option("--config", help="YAML file of another run; `cryosim config new` writes one.")
     ] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Write every electron to EER files, and reconstruct from those.")
+    ] = False,
 ) -> None:
     """The main job: a real protein, its tilt series, two tomograms and a report, in about two minutes."""
     with clear_errors(), progress_bars() as report:
@@ -37,7 +40,7 @@ def demo(
         from inverse.demo import demo as run_demo
 
         config, base = (read_config(description), description.parent) if description else (None, Path())
-        files = run_demo(output, config, base=base, progress=report)
+        files = run_demo(output, config, events=events, base=base, progress=report)
     for path in (
         files.series,
         files.truth,

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 
+from cryosim.acquisition.frames import dose_weights, sum_frames
+from cryosim.acquisition.series import TiltSeries
 from cryosim.config import RunConfig
 from cryosim.core.volume import Volume
+from cryosim.io.eer import render_eer
 from cryosim.io.files import atomic_write
 from cryosim.io.mrc import read_volume, write_volume
 from cryosim.io.series import read_series
+from cryosim.microscope.counting import gain_corrected
+from cryosim.microscope.detector import Detector
 from cryosim.plot import ortho_slices, to_png
 from cryosim.run import Progress, run
 from inverse.metrics.fsc import ShellCorrelation, fsc, measured_region
 from inverse.reconstruction import Method, reconstruct
 from inverse.report import write_report
+
+DETAIL = 16.0
+"""Finest period [Å] of the tomograms from electrons, whose pixels are finer than anything they can show."""
 
 METHODS: dict[str, Method] = {"weighted back-projection": "wbp", "least squares": "least-squares"}
 
@@ -34,7 +44,12 @@ class DemoFiles(NamedTuple):
 
 
 def demo(
-    folder: str | Path, config: RunConfig | None = None, *, base: str | Path = ".", progress: Progress | None = None
+    folder: str | Path,
+    config: RunConfig | None = None,
+    *,
+    events: bool = False,
+    base: str | Path = ".",
+    progress: Progress | None = None,
 ) -> DemoFiles:
     """Simulate, write, read back, reconstruct in two ways, compare with the truth, report.
 
@@ -43,7 +58,9 @@ def demo(
     folder : str or path
         Made if missing.
     config : RunConfig, optional
-        A dozen apoferritins and ubiquitins in ice when left out.
+        A dozen apoferritins and ubiquitins in ice when left out; with `events` a few, larger on a Falcon 4i.
+    events : bool
+        Write every electron to EER files, and begin again from them: frames, gain, weights by dose, their sum.
     base : str or path
         Folder that relative paths of structures start from.
     progress : callable, optional
@@ -53,10 +70,20 @@ def demo(
     -------
     DemoFiles
     """
-    config = config or RunConfig(name="demo")
+    config = config or (events_config() if events else RunConfig(name="demo"))
+    if events:
+        config = RunConfig.model_validate(config.model_dump() | {"output": {"movies": "eer"}})
     report = progress or (lambda what, done, total: None)
     files = run(config, folder, base=base, progress=report)
     series, truth = read_series(files.series), read_volume(files.truth)
+    if events:
+        tilts = series.tilts.replace(frames=config.tilts.frames)
+        series = from_events(
+            series.replace(tilts=tilts),
+            Path(folder),
+            None if files.gain is None else read_volume(files.gain, pixel_size=1.0).values[0],
+            lambda done, total: report("reading electrons", done, total),
+        )
     voxel = float(series.pixel_size)
     depth, rows, width = truth.values.shape
     thickness = depth * voxel
@@ -70,6 +97,7 @@ def demo(
             series,
             method,
             thickness=thickness,
+            low_pass=DETAIL if events else None,
             progress=lambda done, total, name=name: report(name, done, total),
         )
         volumes[name] = made.volume
@@ -96,7 +124,64 @@ def demo(
         files=[(path.name, what) for path, what in _described(files, paths)],
     )
     report("report", 1, 1)
-    return DemoFiles(*files, tuple(paths), picture, page)
+    return DemoFiles(files.series, files.truth, files.poses, files.parameters, tuple(paths), picture, page)
+
+
+def events_config() -> RunConfig:
+    """A field as a Falcon 4i sees it: 2 Å pixels, 4 electrons a pixel and second, detail fading frame by frame."""
+    return RunConfig.model_validate(
+        {
+            "name": "demo",
+            "specimen": {
+                "molecules": [
+                    {"structure": "apoferritin", "assembly": 1, "copies": 5},
+                    {"structure": "ubiquitin", "copies": 4},
+                ],
+                "size": (500, 500, 250),
+                "ice": {"thickness": 300},
+            },
+            "tilts": {"step": 6, "total_dose": 80, "frames": 2, "dose_rate": 1.0},
+            "detector": {"shape": (256, 256), "pixel_size": 2.0, "camera": "falcon4i", "gain_variation": 0.03},
+        }
+    )
+
+
+def from_events(
+    series: TiltSeries,
+    folder: Path,
+    gain: torch.Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TiltSeries:
+    """The series whose images are made anew from its EER files.
+
+    The camera frames of each exposure are added up in `TiltScheme.frames` groups and divided by the gain; the groups
+    are weighted at each frequency by what the dose has left there, and summed.
+
+    Parameters
+    ----------
+    series : TiltSeries
+        With movies.
+    folder : Path
+        From which their paths start.
+    gain : tensor (y, x), optional
+        Relative sensitivity of the pixels.
+    progress : callable, optional
+        Called with (exposures done, exposures in all).
+    """
+    if series.movies is None:
+        raise ValueError("from_events: expected a series with movies. Its .mdoc has to name them (SubFramePath).")
+    tilts, (ny, nx) = series.tilts, series.images.shape[1:]
+    voltage = 300.0 if series.optics is None else series.optics.voltage
+    camera = Detector((ny, nx), series.pixel_size, gain=gain)
+    images = []
+    for i, movie in enumerate(series.movies):
+        frames = render_eer(folder / movie.path, frames=movie.frames // tilts.frames).to(series.images)
+        moments = [tilts.moment(i, f) for f in range(tilts.frames)]
+        weights = dose_weights(moments, (ny, nx), series.pixel_size, voltage)
+        images.append(sum_frames(gain_corrected(frames, camera), weights=weights))
+        if progress:
+            progress(i + 1, len(tilts))
+    return series.replace(images=torch.stack(images))
 
 
 def _molecules(config: RunConfig) -> str:

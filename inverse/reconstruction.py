@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.constants import interaction_constant
-from cryosim.core.fourier import fast_length, frequencies, half_frequencies, resampling_matrix, squared_frequencies
+from cryosim.core.fourier import (
+    fast_length,
+    frequencies,
+    half_frequencies,
+    resampling_matrix,
+    shifted,
+    squared_frequencies,
+)
 from cryosim.core.record import Record, item
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import ctf as contrast_transfer
@@ -193,13 +200,7 @@ def to_tilt_frame(images: torch.Tensor, shifts: torch.Tensor, axis_angle: float)
     Yaroslavsky 1995, doi:10.1109/83.465102). A quarter turn exchanges height and width.
     """
     if bool((shifts != 0).any()):
-        ny, nx = images.shape[1:]
-        ky = frequencies(ny, dtype=images.dtype, device=images.device)[:, None]
-        kx = half_frequencies(nx, dtype=images.dtype, device=images.device)
-        move = shifts.to(images)
-        turns = ky * move[:, 1, None, None] + kx * move[:, 0, None, None]
-        back = torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
-        images = torch.fft.irfft2(torch.fft.rfft2(images) * back, s=(ny, nx))
+        images = shifted(images, -shifts)
     quarters = round(axis_angle / 90)
     images = _quarter_turns(images, -quarters)
     rest = torch.deg2rad(torch.tensor(-(axis_angle - 90 * quarters), dtype=torch.float64))

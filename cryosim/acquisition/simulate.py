@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,12 +16,15 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
 from cryosim.core.fourier import BAND, fast_length, number
 from cryosim.core.record import Record, static
+from cryosim.microscope.counting import gain_corrected, sample_counts, sample_events
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
+from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.moment import Moment
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 
@@ -122,19 +126,35 @@ def _displacement(optics: Optics, edge: float, wave: float) -> float:
     return max(float(d.abs().max()) for d in moved) + wave * edge * chromatic
 
 
-def expected_exposure(
+def expected_frames(
     specimen: Specimen,
     tilts: TiltScheme,
     optics: Optics,
     detector: Detector,
     which: int,
+    frames: Sequence[int] | None = None,
     *,
     sampling: Sampling | None = None,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
     losses: LossSpectrum = ICE_LOSSES,
+    supersampling: int = 1,
     atoms: Atoms | None = None,
 ) -> torch.Tensor:
-    """Expected counts (y, x) [e-/px] of exposure `which`; differentiable. Arguments as in `simulate`."""
+    """Expected counts (frame, y, x) [e-/px] in the frames of exposure `which`; differentiable.
+
+    Parameters
+    ----------
+    which : int
+        Exposure.
+    frames : sequence of int, optional
+        Which of its frames; all when left out.
+    supersampling : int
+        As in `expected_counts`.
+    atoms : Atoms, optional
+        `assemble(specimen)`, where the caller has it already.
+
+    The other arguments and errors are those of `simulate`.
+    """
     check_per_tilt(optics, len(tilts))
     sampling = sampling or sampling_for(detector, optics)
     which = range(len(tilts))[which]
@@ -146,22 +166,48 @@ def expected_exposure(
             UserWarning,
             stacklevel=2,
         )
-    slices = tilted_slices(
-        specimen,
-        tilts.angles[which],
-        sampling.shape,
-        sampling.pixel_size,
-        sampling.thickness,
-        axis_angle=tilts.axis_angle,
-        shift=tilts.shifts[which],
-        parametrization=sampling.parametrization,
-        width=sampling.width,
-        dtype=sampling.dtype,
-        atoms=atoms,
-        voltage=mine.voltage,
-        frame=which,
-    )
-    return expected_counts(slices, mine, detector, dose=tilts.doses[which], scattering=scattering, losses=losses)
+    atoms = assemble(specimen) if atoms is None else atoms
+
+    def expected(moment: Moment) -> torch.Tensor:
+        slices = tilted_slices(
+            specimen,
+            tilts.angles[which],
+            sampling.shape,
+            sampling.pixel_size,
+            sampling.thickness,
+            axis_angle=tilts.axis_angle,
+            shift=tilts.shifts[which],
+            parametrization=sampling.parametrization,
+            width=sampling.width,
+            dtype=sampling.dtype,
+            atoms=atoms,
+            voltage=mine.voltage,
+            moment=moment,
+        )
+        how: dict[str, Any] = {"scattering": scattering, "losses": losses, "supersampling": supersampling}
+        return expected_counts(slices, mine, detector, dose=moment.during, **how)
+
+    moments = [tilts.moment(which, f) for f in (range(tilts.frames) if frames is None else frames)]
+    if specimen.damage is None and specimen.motion is None:  # all frames are alike
+        return expected(moments[0]).expand(len(moments), -1, -1)
+    return torch.stack([expected(moment) for moment in moments])
+
+
+def expected_exposure(
+    specimen: Specimen, tilts: TiltScheme, optics: Optics, detector: Detector, which: int, **choices
+) -> torch.Tensor:
+    """Expected counts (y, x) [e-/px] of exposure `which`: the sum of `expected_frames`, whose arguments it takes."""
+    return expected_frames(specimen, tilts, optics, detector, which, **choices).sum(0)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], torch.Tensor], n: int, most: int) -> Iterator[torch.Tensor]:
+    """work(0), ..., work(n - 1) in order, computed by the pool with no more than `most` waiting to be taken."""
+    waiting = deque(pool.submit(work, i) for i in range(min(most, n)))
+    for i in range(len(waiting), n + len(waiting)):
+        done = waiting.popleft().result()
+        if i < n:
+            waiting.append(pool.submit(work, i))
+        yield done
 
 
 def simulate(
@@ -174,12 +220,15 @@ def simulate(
     sampling: Sampling | None = None,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
     losses: LossSpectrum = ICE_LOSSES,
+    movies: Callable[[int, list[Events] | torch.Tensor], None] | None = None,
+    supersampling: int | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TiltSeries:
-    """Tilt series with Poisson counts.
+    """Tilt series with counted electrons.
 
-    The defocus needs no formula of the tilt: atoms that the tilt lifts to a height z are seen at defocus + z.
+    The defocus needs no formula of the tilt: atoms that the tilt lifts to a height z are seen at defocus + z. Damage
+    and motion of the specimen act in each of the `TiltScheme.frames` of an exposure, in the order of exposure.
 
     Parameters
     ----------
@@ -189,6 +238,7 @@ def simulate(
     optics : Optics
         Fields () or (tilt,).
     detector : Detector
+        How electrons are counted.
     generator : torch.Generator, optional
         Of the counts; the same seed gives the same counts.
     sampling : Sampling, optional
@@ -197,6 +247,11 @@ def simulate(
         `multislice`, or another step of the ladder.
     losses : LossSpectrum
         Of the electrons that lose energy, where `optics.slit` lets them pass.
+    movies : callable, optional
+        Called with (exposure, its frames) once each exposure is counted: counts (frame, y, x) [e-/px] as the camera
+        gives them, or, with `supersampling`, a list of one `Events` a frame, of the camera frames taken in it.
+    supersampling : int, optional
+        Count single electrons and tell so many places along each side of a pixel; 4 is what EER files hold.
     workers : int
         Exposures computed at once, each by a thread of its own. Worth more than threads inside a transform of these
         sizes: set torch's own to one then.
@@ -206,7 +261,8 @@ def simulate(
     Returns
     -------
     TiltSeries
-        Images (tilt, y, x) [e-/px], whole numbers.
+        Images (tilt, y, x) [e-/px]: whole numbers, the sums of the frames as they are; divided by the gain where the
+        detector has one, and without its defects.
 
     Raises
     ------
@@ -217,18 +273,34 @@ def simulate(
         raise ValueError(f"simulate: expected TiltScheme.doses between 0 and {LARGEST_DOSE:g} e-/Å^2 each.")
     sampling = sampling or sampling_for(detector, optics)
     atoms = assemble(specimen)
-
-    how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses}
+    fine = 1 if supersampling is None else supersampling
+    how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}
+    alike = specimen.damage is None and specimen.motion is None and movies is None and supersampling is None
+    seen = tilts.replace(frames=1) if alike else tilts  # what does not change is counted at once
 
     def expose(i: int) -> torch.Tensor:
         with torch.no_grad():
-            return expected_exposure(specimen, tilts, optics, detector, i, atoms=atoms, **how)
+            return expected_frames(specimen, seen, optics, detector, i, atoms=atoms, **how)
+
+    def count(i: int, expected: torch.Tensor) -> torch.Tensor:
+        n = seen.camera_frames(i, detector.frame_rate)
+        if supersampling is None:
+            counts = torch.stack([sample_counts(mean, detector, n, generator=generator) for mean in expected])
+            frames: list[Events] | torch.Tensor = counts
+        else:
+            frames = [
+                sample_events(mean, detector, n, supersampling=supersampling, generator=generator) for mean in expected
+            ]
+            counts = torch.stack([histogram(events) for events in frames]).to(expected)
+        if movies is not None:
+            movies(i, frames)
+        return gain_corrected(counts.sum(0), detector)
 
     images = []
     pool = ThreadPoolExecutor(workers)
     try:
-        for mean in pool.map(expose, range(len(tilts))):
-            images.append(torch.poisson(mean, generator=generator))
+        for i, expected in enumerate(_ahead(pool, expose, len(tilts), workers)):
+            images.append(count(i, expected))
             if progress:
                 progress(len(images), len(tilts))
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
-from cryosim.core.record import Record, item
+from cryosim.core.record import Record, item, static
+from cryosim.specimen.moment import Moment
 
 
 class TiltScheme(Record):
@@ -22,17 +24,23 @@ class TiltScheme(Record):
         (x, y) by which the content of each image is displaced [Å]; zeros when left out.
     axis_angle : float or tensor ()
         In-plane angle of the tilt axis, from y, right-handed about z [deg].
+    frames : int
+        Of each exposure: the specimen is damaged and moves from one to the next, and is computed anew.
+    dose_rate : float
+        [e-/Å^2/s]; with the frame rate of the camera it says how many camera frames an exposure takes.
 
     Raises
     ------
     ValueError
-        When the shapes disagree or an angle is not below 90 degrees.
+        When the shapes disagree, an angle is not below 90 degrees, or there are no frames or no electrons.
     """
 
     angles: torch.Tensor = item(0)
     doses: torch.Tensor = item(0)
     shifts: torch.Tensor = item(1, default=None)
     axis_angle: float | torch.Tensor = item(0, default=0.0)
+    frames: int = static(default=1)
+    dose_rate: float = static(default=3.0)
 
     def __post_init__(self) -> None:
         for name in ("angles", "doses", "shifts"):
@@ -50,6 +58,10 @@ class TiltScheme(Record):
             raise ValueError(f"TiltScheme.shifts: expected ({n[0]}, 2), got {tuple(self.shifts.shape)}.")
         if not (self.angles.detach().abs() < 90).all():
             raise ValueError("TiltScheme.angles: expected angles between -90 and 90 degrees, exclusive.")
+        if self.frames < 1 or self.frames != int(self.frames):
+            raise ValueError(f"TiltScheme.frames: expected a whole number of 1 or more, got {self.frames}.")
+        if not 0 < self.dose_rate < math.inf:
+            raise ValueError(f"TiltScheme.dose_rate: expected a positive number [e-/Å^2/s], got {self.dose_rate}.")
 
     def __len__(self) -> int:
         return self.angles.shape[0]
@@ -58,6 +70,75 @@ class TiltScheme(Record):
     def accumulated_doses(self) -> torch.Tensor:
         """Dose (tilt,) the specimen has seen when each exposure begins [e-/Å^2]."""
         return torch.cumsum(self.doses, 0) - self.doses
+
+    @property
+    def exposure_times(self) -> torch.Tensor:
+        """How long each exposure takes (tilt,) [s]."""
+        return self.doses / self.dose_rate
+
+    def moment(self, which: int, frame: int = 0) -> Moment:
+        """Frame `frame` of exposure `which`, after the dose of all before it.
+
+        Raises
+        ------
+        IndexError, ValueError
+            When there is no such exposure or frame.
+        """
+        which = range(len(self))[which]
+        return Moment(self.accumulated_doses[which], self.doses[which], which, frame, self.frames)
+
+    def camera_frames(self, which: int, frame_rate: float) -> int:
+        """Frames that a camera of `frame_rate` [1/s] takes in one frame of exposure `which`, at least one."""
+        return max(1, round(float(self.exposure_times[which]) * frame_rate / self.frames))
+
+    def thickness_compensated(self, thickness: float, mean_free_path: float) -> TiltScheme:
+        """The same total dose, shared so that equally many electrons pass each tilt without a loss.
+
+        A slab lets exp(-thickness / (mean_free_path cos t)) through, so the doses are its inverse.
+
+        Parameters
+        ----------
+        thickness, mean_free_path : float
+            [Å]; the path at this voltage, see `mean_free_path`.
+        """
+        return self._weighted(torch.exp(thickness / mean_free_path / torch.cos(torch.deg2rad(self.angles))))
+
+    def cosine_compensated(self, power: float = 1.0) -> TiltScheme:
+        """The same total dose, shared as 1 / cos(tilt)^power, as data collection software does."""
+        return self._weighted(torch.cos(torch.deg2rad(self.angles)) ** -power)
+
+    def _weighted(self, weights: torch.Tensor) -> TiltScheme:
+        doses = self.doses * weights
+        return self.replace(doses=doses * (self.doses.sum() / doses.sum()))
+
+    @classmethod
+    def timed(
+        cls,
+        angles: torch.Tensor,
+        times: float | torch.Tensor,
+        dose_rate: float,
+        *,
+        axis_angle: float = 0.0,
+        frames: int = 1,
+    ) -> TiltScheme:
+        """Exposures of given length: their doses are dose_rate times time.
+
+        Parameters
+        ----------
+        angles : tensor (tilt,)
+            In the order of exposure [deg].
+        times : float or tensor (tilt,)
+            [s].
+        dose_rate : float
+            [e-/Å^2/s].
+        axis_angle : float
+            [deg].
+        frames : int
+            Of each exposure.
+        """
+        angles = torch.as_tensor(angles, dtype=torch.float64)
+        doses = (dose_rate * torch.as_tensor(times, dtype=torch.float64)).expand(angles.shape)
+        return cls(angles, doses, axis_angle=axis_angle, frames=frames, dose_rate=dose_rate)
 
     @classmethod
     def dose_symmetric(

@@ -107,6 +107,19 @@ def band_limit(
     return (ramp * inside).to(dtype)
 
 
+def shifted(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Images (..., y, x), periodic, with their content displaced by `shifts` (..., 2) [(x, y) px].
+
+    Exact trigonometric interpolation: a phase ramp. The adjoint is the shift back; both arguments carry gradients.
+    """
+    ny, nx = images.shape[-2:]
+    ky = frequencies(ny, dtype=images.dtype, device=images.device)[:, None]
+    kx = half_frequencies(nx, dtype=images.dtype, device=images.device)
+    move = shifts.to(images)
+    turns = -2 * torch.pi * (ky * move[..., 1, None, None] + kx * move[..., 0, None, None])
+    return torch.fft.irfft2(torch.fft.rfft2(images) * torch.polar(torch.ones_like(turns), turns), s=(ny, nx))
+
+
 def resampling_matrix(
     n: int,
     out: int,

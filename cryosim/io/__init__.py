@@ -1,11 +1,22 @@
 """The outside world's files. Nothing below this package knows of any of them."""
 
+from cryosim.io.eer import EerInfo as EerInfo
+from cryosim.io.eer import eer_info as eer_info
+from cryosim.io.eer import iterate_eer as iterate_eer
+from cryosim.io.eer import read_eer as read_eer
+from cryosim.io.eer import render_eer as render_eer
+from cryosim.io.eer import write_eer as write_eer
 from cryosim.io.examples import example_path as example_path
 from cryosim.io.files import FormatError as FormatError
 from cryosim.io.files import atomic_write as atomic_write
 from cryosim.io.mdoc import Mdoc as Mdoc
 from cryosim.io.mdoc import read_mdoc as read_mdoc
 from cryosim.io.mdoc import write_mdoc as write_mdoc
+from cryosim.io.motion import read_motion as read_motion
+from cryosim.io.motion import write_motion as write_motion
+from cryosim.io.movies import read_movie as read_movie
+from cryosim.io.movies import write_gain as write_gain
+from cryosim.io.movies import write_movie as write_movie
 from cryosim.io.mrc import read_stack as read_stack
 from cryosim.io.mrc import read_volume as read_volume
 from cryosim.io.mrc import write_stack as write_stack

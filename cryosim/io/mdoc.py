@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from mdocfile import data_models
 
-from cryosim.acquisition.series import TiltSeries
+from cryosim.acquisition.series import Movie, TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.io.files import FormatError, read_text, write_text
 from cryosim.microscope.optics import Optics
@@ -64,6 +64,8 @@ class Mdoc:
         Target [Å], positive is underfocus.
     optics : Optics or None
         None unless the file tells all of it, as `write_mdoc` does: the aberrations are in no other .mdoc.
+    movies : tuple of Movie or None
+        SubFramePath and NumSubFrames of each row, as they stand there; None unless every section has them.
     """
 
     tilts: TiltScheme
@@ -72,6 +74,7 @@ class Mdoc:
     voltage: float | None = None
     defocus: torch.Tensor | None = None
     optics: Optics | None = None
+    movies: tuple[Movie, ...] | None = None
 
 
 def write_mdoc(
@@ -151,6 +154,7 @@ def read_mdoc(path: str | Path) -> Mdoc:
         voltage=voltage,
         defocus=defocus,
         optics=_optics(path, parsed.titles, sections, voltage, defocus),
+        movies=_movies(sections),
     )
 
 
@@ -204,6 +208,11 @@ def _section_text(
         lines += [f"{name} = {_text(-1e-4 * float(defocus[row]))}" for name in ("Defocus", "TargetDefocus")]
     lines += [f"RotationAngle = {_text(_within_180(float(tilts.axis_angle) + 90))}"]
     lines += [f"PriorRecordDose = {_text(float(tilts.accumulated_doses[row]))}"]
+    if series.movies is not None:
+        path, frames = series.movies[row]
+        lines += [f"SubFramePath = {path}", f"NumSubFrames = {frames}"]
+        lines += [f"FrameDosesAndNumbers = {_text(float(tilts.doses[row]) / frames)} {frames}"]
+        lines += [f"ExposureTime = {_text(float(tilts.exposure_times[row]))}"]
     lines += [f"{_PREFIX}.{name} = {' '.join(map(_text, v[row].tolist()))}" for name, v in varying.items()]
     time = _FIRST + timedelta(minutes=row)  # a fixed clock: the same series gives the same bytes
     lines += [f"DateTime = {time:%d}-{_MONTHS[time.month - 1]}-{time:%y  %H:%M:%S}", ""]
@@ -298,6 +307,13 @@ def _axis_angle(path: Path, titles: Sequence[str], sections: Sequence) -> float:
             return _number(path, "title, Tilt axis angle", found.group(1))
     rotation = sections[0].RotationAngle
     return 0.0 if rotation is None else _within_180(_needed(path, 0, "RotationAngle", rotation) - 90)
+
+
+def _movies(sections: Sequence) -> tuple[Movie, ...] | None:
+    found = [(section.SubFramePath, section.NumSubFrames) for section in sections]
+    if any(path is None or frames is None for path, frames in found):
+        return None
+    return tuple(Movie(path.as_posix(), int(frames)) for path, frames in found)  # also of Windows
 
 
 def _optics(path: Path, titles: Sequence[str], sections: Sequence, voltage, defocus) -> Optics | None:

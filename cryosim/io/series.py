@@ -111,7 +111,8 @@ def read_series(path: str | Path, *, pixel_size: float | None = None, optics: Op
             f"{mdoc.sections.tolist()}",
             f"They number the sections of {path}.",
         )
-    return TiltSeries(images[mdoc.sections], spacing, mdoc.tilts, mdoc.optics if optics is None else optics)
+    optics = mdoc.optics if optics is None else optics
+    return TiltSeries(images[mdoc.sections], spacing, mdoc.tilts, optics, mdoc.movies)
 
 
 def _beside(path: Path) -> Path:

@@ -15,10 +15,11 @@ import gemmi
 import torch
 
 from cryosim.io.files import FormatError, existing_file, read_text
-from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.atoms import CLASSES, Atoms
 
 _FARTHEST = 1e5  # [Å] from the file's origin
 _HEAVIEST = 98  # californium, the last element with tabulated electron scattering
+_CARBOXYL = {("ASP", name) for name in ("CG", "OD1", "OD2")} | {("GLU", name) for name in ("CD", "OE1", "OE2")}
 _PDB, _MMCIF = (".pdb", ".ent"), (".cif", ".mmcif")
 # name, columns (from 0), value of a blank field
 _PDB_FIELDS = (
@@ -63,7 +64,8 @@ def read_atoms(
     Returns
     -------
     Atoms
-        positions (atom, 3) [Å] float64 as in the file, NOT centred: see `Atoms.centred`.
+        positions (atom, 3) [Å] float64 as in the file, NOT centred: see `Atoms.centred`; classes as in
+        `cryosim.specimen.atoms.CLASSES`.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def read_atoms(
     if assembly is not None:
         model = _expanded(path, structure, str(assembly))
     kept = [
-        atom
+        (residue, atom)
         for chain in model
         for residue, atom in _one_conformation(chain)
         if (hydrogens or not atom.is_hydrogen())
@@ -90,11 +92,24 @@ def read_atoms(
             path, "atoms", "at least one", "none", "Check the file, and the choice of hydrogens, waters and ligands."
         )
     return Atoms(
-        positions=torch.tensor([atom.pos.tolist() for atom in kept], dtype=torch.float64),
-        numbers=torch.tensor([atom.element.atomic_number for atom in kept]),
-        b_factors=torch.tensor([atom.b_iso for atom in kept], dtype=torch.float64),
-        occupancies=torch.tensor([atom.occ for atom in kept], dtype=torch.float64),
+        positions=torch.tensor([atom.pos.tolist() for _, atom in kept], dtype=torch.float64),
+        numbers=torch.tensor([atom.element.atomic_number for _, atom in kept]),
+        b_factors=torch.tensor([atom.b_iso for _, atom in kept], dtype=torch.float64),
+        occupancies=torch.tensor([atom.occ for _, atom in kept], dtype=torch.float64),
+        classes=torch.tensor([CLASSES.index(_class_of(residue, atom)) for residue, atom in kept]),
     )
+
+
+def _class_of(residue: gemmi.Residue, atom: gemmi.Atom) -> str:
+    if residue.is_water():
+        return "water"
+    if atom.element.is_metal:
+        return "metal"
+    if (residue.name, atom.name) in _CARBOXYL or atom.name == "OXT":
+        return "carboxyl"
+    if residue.name == "CYS" and atom.name == "SG":
+        return "sulfur"
+    return "nucleic acid" if gemmi.find_tabulated_residue(residue.name).is_nucleic_acid() else "other"
 
 
 def _parse(path: Path) -> gemmi.Structure:

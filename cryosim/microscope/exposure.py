@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from cryosim.microscope.detector import Detector, detect
+from cryosim.microscope.detector import Detector, detect, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum, energy_filtered_image
 from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics, is_zero, per_image
@@ -21,8 +21,12 @@ def expected_counts(
     dose: float | torch.Tensor,
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
     losses: LossSpectrum = ICE_LOSSES,
+    supersampling: int = 1,
 ) -> torch.Tensor:
-    """Mean number of electrons that each pixel counts.
+    """Mean number of electrons that each pixel detects.
+
+    What the camera makes of them, one frame after the other, is the matter of `cryosim.microscope.counting`: what it
+    records is less where it is slow, and more where pixels are hot.
 
     Parameters
     ----------
@@ -36,11 +40,13 @@ def expected_counts(
         `multislice` or another function of (slices, optics) that returns an exit wave.
     losses : LossSpectrum
         Of the electrons that the slices absorb; used where `optics.slit` lets some of them pass.
+    supersampling : int
+        Places told apart along each side of a pixel.
 
     Returns
     -------
     tensor (..., y, x)
-        [e-/px], of the detector's shape.
+        [e-/px], of the detector's shape; with supersampling of its sub-pixels, whose sums are the pixels'.
 
     Raises
     ------
@@ -54,5 +60,9 @@ def expected_counts(
         intensity = energy_filtered_image(wave, depth, optics, slices.pixel_size, losses=losses)
     else:
         intensity = image(wave, optics, slices.pixel_size)  # (..., y, x) [1]
-    seen = detect(intensity, slices.pixel_size, detector)  # (..., y, x) [1]
-    return per_image(dose, seen.dtype, seen.device) * detector.pixel_size**2 * seen
+    seen = detect(intensity, slices.pixel_size, detector, supersampling)  # (..., y, x) [1]
+    flux = per_image(dose, seen.dtype, seen.device) * quantum_efficiency(detector)  # [e-/Å^2]
+    counts = flux * (detector.pixel_size / supersampling) ** 2 * seen
+    if detector.gain is None:
+        return counts
+    return counts * torch.kron(detector.gain.to(counts), counts.new_ones(supersampling, supersampling))

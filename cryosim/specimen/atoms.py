@@ -8,6 +8,10 @@ import torch
 
 from cryosim.core.record import Record, item
 
+CLASSES = ("other", "carboxyl", "sulfur", "metal", "nucleic acid", "water")
+"""Kinds of atoms that the beam treats differently, as `read_atoms` tells them: side-chain carboxyl groups, the sulfur
+of cysteine, metals, all of nucleic acids, water, and the rest."""
+
 
 class Atoms(Record):
     """Point scatterers.
@@ -22,6 +26,8 @@ class Atoms(Record):
         Isotropic displacement B = 8 pi^2 <u^2> [Å^2]; zeros when left out.
     occupancies : tensor (atom,)
         [1]; ones when left out.
+    classes : tensor (atom,)
+        Whole numbers, a row of `CLASSES` or your own, by which `Damage` tells atoms apart; zeros when left out.
 
     Raises
     ------
@@ -33,6 +39,7 @@ class Atoms(Record):
     numbers: torch.Tensor = item(0)
     b_factors: torch.Tensor = item(0, default=None)
     occupancies: torch.Tensor = item(0, default=None)
+    classes: torch.Tensor = item(0, default=None)
 
     def __post_init__(self) -> None:
         for name, dtype in (("positions", torch.float64), ("numbers", torch.long)):
@@ -49,10 +56,17 @@ class Atoms(Record):
             if not isinstance(given, torch.Tensor):
                 value = blank(n, **like) if given is None else torch.as_tensor(given, **like)
                 object.__setattr__(self, name, value)
-        for name in ("numbers", "b_factors", "occupancies"):
+        if not isinstance(self.classes, torch.Tensor):
+            object.__setattr__(self, "classes", self._whole(self.classes, n))
+        for name in ("numbers", "b_factors", "occupancies", "classes"):
             shape = tuple(getattr(self, name).shape)
             if shape != (n,):
                 raise ValueError(f"Atoms.{name}: expected shape ({n},) as positions has {n} atoms, got {shape}.")
+
+    def _whole(self, given, n: int) -> torch.Tensor:
+        if given is None:
+            return torch.zeros(n, dtype=torch.long, device=self.positions.device)
+        return torch.as_tensor(given, dtype=torch.long, device=self.positions.device)
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -79,4 +93,5 @@ def concatenate(parts: Sequence[Atoms]) -> Atoms:
         numbers=torch.cat([p.numbers for p in parts]),
         b_factors=torch.cat([p.b_factors for p in parts]),
         occupancies=torch.cat([p.occupancies for p in parts]),
+        classes=torch.cat([p.classes for p in parts]),
     )

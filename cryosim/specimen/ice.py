@@ -22,7 +22,7 @@ import torch
 from cryosim.core.fourier import SamplingWarning, fast_length, number, positions, squared_frequencies
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL, PROTEIN
 from cryosim.core.record import Record, hidden, item, static
-from cryosim.specimen.potential import AtomSlices, Slices
+from cryosim.specimen.potential import AtomSlices, Slices, SummedSlices
 from cryosim.specimen.water import WaterField
 
 Structure = Literal["constant", "water"]
@@ -126,7 +126,8 @@ class Ice(Record):
     structure : {"constant", "water"}
         Whether the potential is constant or fluctuates as that of vitreous water does (`WaterField`: ring at 3.7 Å).
         The fluctuations of one tilt and the next are independent: water moves by more than its nearest neighbours are
-        apart within a few e-/Å^2 (McMullan, Vinothkumar & Henderson 2015, doi:10.1016/j.ultramic.2015.05.017).
+        apart within a few e-/Å^2 (McMullan, Vinothkumar & Henderson 2015, doi:10.1016/j.ultramic.2015.05.017). From
+        frame to frame of one exposure they change as `Damage.water_diffusion` says; without damage they do not.
     seed : int
         Of the fluctuations.
     """
@@ -202,14 +203,16 @@ def surfaces(
     tilt, turn = (torch.deg2rad(torch.as_tensor(a, dtype=torch.float64)) for a in (angle, axis_angle))
     v, u = (positions(n, pixel_size, dtype=torch.float64, device=device) for n in shape)
     u, v = u[None, :], v[:, None]
+    lifted = 0.0  # [Å] along the beam
     if shift is not None:
         u, v = u - shift[0], v - shift[1]
+        lifted = shift[2] if len(shift) == 3 else 0.0
     across, along = u * torch.cos(turn) + v * torch.sin(turn), v * torch.cos(turn) - u * torch.sin(turn)
     sine, cosine = torch.sin(tilt), torch.cos(tilt)
     side = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=device)[:, None, None]
     plane = 0.5 * side * ice.thickness  # z of the flat surfaces (2, 1, 1) [Å]
     if ice.relief is None:
-        heights = (plane - across * sine) / cosine
+        heights = (plane - across * sine) / cosine + lifted
         return Surfaces(heights, torch.zeros_like(heights))
     relief = ice.relief.heights.to(plane)
     ny, nx = relief.shape[1:]
@@ -225,7 +228,7 @@ def surfaces(
             -1,
         )
         raised = torch.nn.functional.grid_sample(relief[:, None], at, padding_mode="border", align_corners=False)[:, 0]
-    return Surfaces((plane + side * raised - across * sine) / cosine, raised / cosine)
+    return Surfaces((plane + side * raised - across * sine) / cosine + lifted, raised / cosine)
 
 
 def _check_slope(relief: Relief, tilt: torch.Tensor) -> None:
@@ -265,10 +268,10 @@ class ImmersedSlices(Record):
         Fluctuations of the potential.
     """
 
-    atoms: Slices | AtomSlices
+    atoms: Slices | AtomSlices | SummedSlices
     potential: torch.Tensor = item(0)
     column: torch.Tensor = item(0)
-    displaced: AtomSlices | Slices | None = None
+    displaced: Slices | AtomSlices | SummedSlices | None = None
     absorption: torch.Tensor | None = item(1, default=None)
     surfaces: Surfaces | None = None
     field: WaterField | None = static(default=None)
@@ -326,7 +329,7 @@ class ImmersedSlices(Record):
         return filled if displaced is None else (filled.to(displaced) - displaced / self.thickness).clamp_min(0)
 
 
-def _total(slices: Slices | AtomSlices | None) -> torch.Tensor:
+def _total(slices: Slices | AtomSlices | SummedSlices | None) -> torch.Tensor:
     assert slices is not None
     return slices.values.sum(-3) if isinstance(slices, Slices) else slices.total()
 

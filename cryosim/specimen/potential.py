@@ -139,6 +139,38 @@ class AtomSlices(Record):
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
 
 
+class SummedSlices(Record):
+    """Source of slices that are the sums of those of several sources on one grid.
+
+    Attributes
+    ----------
+    parts : tuple of AtomSlices
+    """
+
+    parts: tuple[AtomSlices, ...]
+
+    @property
+    def pixel_size(self) -> float | torch.Tensor:
+        """[Å]."""
+        return self.parts[0].pixel_size
+
+    @property
+    def thickness(self) -> float | torch.Tensor:
+        """Of a slice [Å]."""
+        return self.parts[0].thickness
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        """Projected potential (y, x) [V·Å] of slice i."""
+        return sum((part[i] for part in self.parts[1:]), start=self.parts[0][i])
+
+    def total(self) -> torch.Tensor:
+        """Projected potential (y, x) [V·Å] of all slices together."""
+        return sum((part.total() for part in self.parts[1:]), start=self.parts[0].total())
+
+
 class RadialBasis(Record):
     """A few functions phi_j(k) that span the scattering factors of all atoms, and every atom's coefficients in them.
 
@@ -189,6 +221,9 @@ class RadialBasis(Record):
 
 Factors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(elements (element,), k^2 (...)) -> factor (element, ...) of each element's radial function."""
+
+Fading = Callable[[torch.Tensor], torch.Tensor]
+"""k^2 (...) [1/Å^2] -> amplitude (...) that is left there."""
 
 
 def radial_basis(atoms: Atoms, factors: Factors, limit: float, tolerance: float, slopes: Factors | None) -> RadialBasis:
@@ -265,6 +300,7 @@ def potential_slices(
     parametrization: Parametrization = "lobato",
     *,
     solvent: float | torch.Tensor = 0.0,
+    fading: Fading | None = None,
     width: int = 8,
     dtype: torch.dtype | None = None,
 ) -> AtomSlices:
@@ -285,6 +321,8 @@ def potential_slices(
     solvent : float or tensor ()
         Inner potential of the medium that the atoms displace [V]; 0 in vacuum. With it the slices hold the difference
         from the undisturbed medium.
+    fading : callable, optional
+        k^2 (...) [1/Å^2] -> amplitude (...) that is left of all atoms there, by damage.
     width : int
         Samples a bell covers; relative error 5e-5 for 6, 8e-6 for 7, 1.3e-6 for 8.
     dtype : torch.dtype, optional
@@ -303,7 +341,18 @@ def potential_slices(
     """
     factors = potential_factors(parametrization, solvent)
     slopes = displaced_solvent_factor if differentiated(solvent) else None
-    return atom_slices(atoms, factors, shape, pixel_size, thickness, n_slices, slopes=slopes, width=width, dtype=dtype)
+    return atom_slices(
+        atoms,
+        factors,
+        shape,
+        pixel_size,
+        thickness,
+        n_slices,
+        slopes=slopes,
+        fading=fading,
+        width=width,
+        dtype=dtype,
+    )
 
 
 def displaced_volume_slices(
@@ -313,6 +362,7 @@ def displaced_volume_slices(
     thickness: float | torch.Tensor,
     n_slices: int,
     *,
+    fading: Fading | None = None,
     width: int = 8,
     dtype: torch.dtype | None = None,
 ) -> AtomSlices:
@@ -321,7 +371,7 @@ def displaced_volume_slices(
     Arguments and errors as in `potential_slices`.
     """
     return atom_slices(
-        atoms, displaced_solvent_factor, shape, pixel_size, thickness, n_slices, width=width, dtype=dtype
+        atoms, displaced_solvent_factor, shape, pixel_size, thickness, n_slices, fading=fading, width=width, dtype=dtype
     )
 
 
@@ -334,6 +384,7 @@ def atom_slices(
     n_slices: int,
     *,
     slopes: Factors | None = None,
+    fading: Fading | None = None,
     width: int = 8,
     dtype: torch.dtype | None = None,
 ) -> AtomSlices:
@@ -364,7 +415,8 @@ def atom_slices(
     bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
     transfer = torch.zeros((*k2.shape, radial.rank), dtype=torch.float64, device=device)
-    transfer = transfer.index_put((inside,), radial(k2[inside]).T / bell[inside][:, None])  # (y, x, j) [V Å^2]
+    factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]
+    transfer = transfer.index_put((inside,), radial(k2[inside]).T * factor[:, None])  # (y, x, j) [V Å^2]
     columns = int(inside.any(0).sum())
     transfer = transfer[:, :columns].permute(2, 0, 1) / pixel_size**2  # a delta on the grid has weight 1 / pixel area
     height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices

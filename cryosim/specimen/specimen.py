@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,8 +14,11 @@ from cryosim.core.inelastic import absorption_potential, mean_free_path
 from cryosim.core.record import Record, differentiated, hidden, item
 from cryosim.core.rotation import random_rotations, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
+from cryosim.specimen.damage import Damage, alike, fading_of, water_decay
 from cryosim.specimen.ice import Absorption, Ice, ImmersedSlices, reach_of, surfaces, thinnest
-from cryosim.specimen.potential import Slices, displaced_volume_slices, potential_slices
+from cryosim.specimen.moment import Moment
+from cryosim.specimen.motion import Motion, displaced, drift_at
+from cryosim.specimen.potential import AtomSlices, Slices, SummedSlices, displaced_volume_slices, potential_slices
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.water import WaterField, outside, water_molecules
 
@@ -47,6 +51,10 @@ class Specimen(Record):
     ice : Ice or None
     absorption : Absorption or None
         By inelastic scattering; None leaves it to `Optics.amplitude_contrast`. Give one of the two.
+    damage : Damage or None
+        By the electrons; None is a specimen that does not change.
+    motion : Motion or None
+        Of what is seen, frame by frame; None stands still.
 
     Raises
     ------
@@ -59,6 +67,8 @@ class Specimen(Record):
     size: tuple[float, float, float]
     ice: Ice | None = None
     absorption: Absorption | None = None
+    damage: Damage | None = None
+    motion: Motion | None = None
 
     def __post_init__(self) -> None:
         for name in ("molecules", "poses", "size"):
@@ -83,6 +93,7 @@ def assemble(specimen: Specimen) -> Atoms:
                 molecule.numbers.repeat(copies),
                 molecule.b_factors.repeat(copies),
                 molecule.occupancies.repeat(copies),
+                molecule.classes.repeat(copies),
             )
         )
     return concatenate(parts)
@@ -166,7 +177,7 @@ def tilted_slices(
     dtype: torch.dtype = torch.float32,
     atoms: Atoms | None = None,
     voltage: float | torch.Tensor | None = None,
-    frame: int = 0,
+    moment: Moment | None = None,
 ) -> ImmersedSlices:
     """Slices of a specimen turned by R_z(axis_angle) R_y(angle) and displaced in the image plane.
 
@@ -186,9 +197,10 @@ def tilted_slices(
     atoms : Atoms, optional
         `assemble(specimen)`, where the caller has it already.
     voltage : float or tensor (), optional
-        [kV]; needed where the specimen has an absorption, whose mean free paths depend on it.
-    frame : int
-        Number of the exposure: the fluctuations of the ice differ from one to the next.
+        [kV]; needed where the specimen has an absorption or damage, which depend on it.
+    moment : Moment, optional
+        Which frame of which exposure, after how many electrons: damage and motion go by it, and the fluctuations of the
+        ice. When left out, the specimen is fresh and stands still.
 
     Returns
     -------
@@ -216,10 +228,13 @@ def tilted_slices(
             "tilted_slices: the fluctuations of structured ice have no gradient in pixel_size or thickness; give "
             "them as numbers, or take Ice(structure='constant')."
         )
-    atoms = assemble(specimen) if atoms is None else atoms
-    atoms = atoms.moved(tilt_rotation(angle, axis_angle))
-    if shift is not None:
-        atoms = atoms.moved(shift=torch.cat([shift, shift.new_zeros(1)]))
+    if moment is None:
+        moment, motion = Moment(), None
+    else:
+        motion = specimen.motion
+    atoms = displaced(assemble(specimen) if atoms is None else atoms, motion, moment)
+    shift = _whole_shift(shift, drift_at(motion, moment))
+    atoms = atoms.moved(tilt_rotation(angle, axis_angle), shift)
     half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=atoms.positions.dtype)
     inside = (atoms.positions.detach()[:, :2].abs() <= half.to(atoms.positions.device)).all(1)
     atoms = atoms.index(inside)
@@ -228,33 +243,93 @@ def tilted_slices(
     if ice is not None and (structured or ice.relief is not None):
         seen = surfaces(ice, angle, axis_angle, shift, shape, pixel_size, atoms.positions.device)
     reach = max(reach_of(ice, seen), float(atoms.positions.detach()[:, 2].abs().max()) if len(atoms) else 0.0)
-    grid = (shape, pixel_size, thickness, 2 * math.ceil(reach / number(thickness)) + 1)  # all lies within the centres
-    empty = Slices(
-        torch.zeros(1, 1, 1, dtype=dtype, device=atoms.positions.device).expand(grid[3], *shape), pixel_size, thickness
-    )
+    n_slices = 2 * math.ceil(reach / number(thickness)) + 1  # all lies within the centres
+    grid = _Grid(shape, pixel_size, thickness, n_slices, parametrization, width, dtype)
     potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
-    source, displaced = empty, None
-    if len(atoms):
-        solvent = ice.inner_potential if ice else 0.0
-        source = potential_slices(atoms, *grid, parametrization, solvent=solvent, width=width, dtype=dtype)
-    if structured or absorption is not None:
-        displaced = displaced_volume_slices(atoms, *grid, width=width, dtype=dtype) if len(atoms) else empty
+    source, volume = _molecules(specimen, atoms, grid, moment, voltage, structured or absorption is not None)
     cosine = torch.cos(torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64)))
-    field = None
-    if ice is not None and structured:
-        sizes = (shape, number(pixel_size), number(thickness))
-        device = atoms.positions.device
-        digest = hashlib.blake2b(f"{ice.seed} {frame}".encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "big") >> 1
-        field = WaterField(*sizes, seed=seed, parametrization=parametrization, dtype=dtype, device=device)
     return ImmersedSlices(
         source,
         potential,
         (ice.thickness if ice else 0.0) / cosine,
-        displaced,
+        volume,
         None if absorption is None else _imaginary_potentials(absorption, ice, voltage),
         seen,
-        field,
+        _water(specimen, moment, voltage, grid, atoms.positions.device) if structured else None,
+    )
+
+
+class _Grid(NamedTuple):
+    """Where slices are sampled, and how."""
+
+    shape: tuple[int, int]
+    pixel_size: float | torch.Tensor
+    thickness: float | torch.Tensor
+    n_slices: int
+    parametrization: Parametrization
+    width: int
+    dtype: torch.dtype
+
+
+def _whole_shift(shift: torch.Tensor | None, drift: torch.Tensor | None) -> torch.Tensor | None:
+    """Displacement (3,) [Å] in the frame of the microscope, of a shift (2,) and a drift (3,)."""
+    if shift is None:
+        return drift
+    shift = torch.cat([shift, shift.new_zeros(1)])
+    return shift if drift is None else shift + drift.to(shift.device)
+
+
+def _molecules(
+    specimen: Specimen,
+    atoms: Atoms,
+    grid: _Grid,
+    moment: Moment,
+    voltage: float | torch.Tensor | None,
+    volumes: bool,
+) -> tuple[Slices | AtomSlices | SummedSlices, Slices | AtomSlices | SummedSlices | None]:
+    """Slices of the molecules, and of the depth of ice they displace where `volumes` asks for it."""
+    if len(atoms) == 0:
+        nothing = torch.zeros(1, 1, 1, dtype=grid.dtype, device=atoms.positions.device)
+        empty = Slices(nothing.expand(grid.n_slices, *grid.shape), grid.pixel_size, grid.thickness)
+        return empty, empty if volumes else None
+    solvent = specimen.ice.inner_potential if specimen.ice else 0.0
+    potentials, displaced_volumes = [], []
+    for part, which in alike(specimen.damage, atoms):
+        fading = fading_of(specimen.damage, moment, voltage, which)
+        where = (grid.shape, grid.pixel_size, grid.thickness, grid.n_slices)
+        how: dict = {"fading": fading, "width": grid.width, "dtype": grid.dtype}
+        potentials.append(potential_slices(part, *where, grid.parametrization, solvent=solvent, **how))
+        if volumes:
+            displaced_volumes.append(displaced_volume_slices(part, *where, **how))
+    source, volume = (
+        parts[0] if len(parts) == 1 else SummedSlices(tuple(parts)) if parts else None
+        for parts in (potentials, displaced_volumes)
+    )
+    assert source is not None
+    return source, volume
+
+
+def _water(
+    specimen: Specimen,
+    moment: Moment,
+    voltage: float | torch.Tensor | None,
+    grid: _Grid,
+    device: torch.device,
+) -> WaterField:
+    """Fluctuations of the ice at a moment: those of two exposures are independent, those of two frames alike."""
+    assert specimen.ice is not None
+    digest = hashlib.blake2b(f"{specimen.ice.seed} {moment.tilt}".encode(), digest_size=8).digest()
+    decay = 0.0 if specimen.damage is None else water_decay(specimen.damage, voltage) * number(moment.during)
+    return WaterField(
+        grid.shape,
+        number(grid.pixel_size),
+        number(grid.thickness),
+        seed=int.from_bytes(digest, "big") >> 1,
+        parametrization=grid.parametrization,
+        frame=moment.frame,
+        decay=decay,
+        dtype=grid.dtype,
+        device=device,
     )
 
 

@@ -35,7 +35,7 @@ from scipy.spatial import KDTree
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import BAND, band_limit, squared_frequencies
 from cryosim.core.rotation import random_rotations
-from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.atoms import CLASSES, Atoms
 from cryosim.specimen.scattering_factors import Parametrization, scattering_factor
 
 DENSITY = 0.93
@@ -139,6 +139,14 @@ class WaterField:
     that a sum of many slices has the exact spectrum P(q) times the depth. Noise j comes from a generator seeded by
     (seed, j): any slice can be asked for at any time, and nothing is kept between two calls.
 
+    In a beam water diffuses, and the field changes from frame to frame of an exposure. Each of its waves is taken as an
+    Ornstein-Uhlenbeck process whose correlation falls as exp(-x n) over n frames, x = decay * q^2 (what moves along z
+    is not seen). What a frame holds is the mean over its time; the covariance of two such means is
+
+        C_nn = 2 (x - 1 + exp(-x)) / x^2,      C_nm = ((1 - exp(-x)) / x)^2 exp(-x (|n - m| - 1))
+
+    so frame n is made of the white noises 0 to n, weighted by row n of the Cholesky factor of C: n + 1 times the work.
+
     The field is Gaussian: its spectrum is that of the molecules, its higher moments are not. It repeats at the edges of
     the image and holds what lies below two thirds of the Nyquist frequency, as the slices of atoms do.
 
@@ -155,6 +163,10 @@ class WaterField:
     parametrization : {"lobato", "kirkland", "peng"}
     b_factor : float
         As in `power_spectrum` [Å^2].
+    frame : int
+        Of the exposure.
+    decay : float
+        What a frame forgets of a wave, over the square of its frequency [Å^2]; at 0 all frames are the same.
     dtype : torch.dtype
         Of the slices. The noise is drawn in float32 in any case, so that it is the same field in either precision.
     device : torch.device, optional
@@ -180,6 +192,8 @@ class WaterField:
         density: float = DENSITY,
         parametrization: Parametrization = "lobato",
         b_factor: float = 0.0,
+        frame: int = 0,
+        decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
@@ -190,7 +204,7 @@ class WaterField:
             raise ValueError(f"WaterField: expected a shape (y, x) of at least 1 x 1 px, got {tuple(shape)}.")
         self.shape, self.pixel_size, self.thickness = (shape[0], shape[1]), pixel_size, thickness
         self.dtype, self.device = dtype, torch.device(device or "cpu")
-        self._seed = _mixed(operator.index(seed))
+        seeds = [_mixed(operator.index(seed))]
         q = squared_frequencies(self.shape, pixel_size, half=True, dtype=torch.float64).sqrt()
         inside = band_limit(self.shape, BAND, half=True, dtype=torch.float64) > 0
         self._columns = int(inside.any(0).sum())
@@ -202,7 +216,16 @@ class WaterField:
         nodes = torch.linspace(0, float(q.max()), _NODES, dtype=torch.float64)
         kernel = moving_average(spectrum, nodes, thickness)  # (lag, node)
         self.reach = len(kernel) - 1
-        kernel = interpolated(kernel, q * ((_NODES - 1) / max(float(q.max()), 1e-12)))
+        at = q * ((_NODES - 1) / max(float(q.max()), 1e-12))
+        kernel = interpolated(kernel, at)
+        if decay > 0:
+            shares = interpolated(frame_shares(decay * nodes**2, frame), at).to(
+                self.device, dtype
+            )  # (noise, frequency)
+            seeds += [_mixed(seeds[0] + n) for n in range(1, frame + 1)]
+        else:
+            shares = [None]
+        self._parts = list(zip(seeds, shares, strict=True))
         # Noise of variance 1 / 2 in either part; irfft2 reads the columns that are their own conjugates as real parts,
         # which halves the variance of column 0. The last column of an even width lies beyond the band.
         own = torch.arange(self._columns).expand(inside.shape)[inside] == 0
@@ -233,12 +256,32 @@ class WaterField:
         return torch.fft.irfft(torch.fft.ifft(spectrum, dim=-2), n=nx)
 
     def _noise(self, j: int) -> torch.Tensor:
-        """White noise (real or imaginary, frequency) number j."""
+        """White noise (real or imaginary, frequency) number j, as this frame holds it."""
+        parts = [
+            white if share is None else white * share
+            for white, share in ((self._white(j, seed), share) for seed, share in self._parts)
+        ]
+        return functools.reduce(torch.add, parts)
+
+    def _white(self, j: int, mine: int) -> torch.Tensor:
         # A generator on the processor heeds the lower half of its seed only: there j is permuted, so no two are equal.
-        seed = (_mixed(j ^ self._seed) & ~0xFFFFFFFF) | (_permuted(_permuted(j & 0xFFFFFFFF) ^ (self._seed >> 32)))
+        seed = (_mixed(j ^ mine) & ~0xFFFFFFFF) | (_permuted(_permuted(j & 0xFFFFFFFF) ^ (mine >> 32)))
         generator = torch.Generator(self.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         noise = torch.randn(2, len(self._where), generator=generator, dtype=torch.float32, device=self.device)
         return noise.to(self.dtype)
+
+
+def frame_shares(x: torch.Tensor, frame: int) -> torch.Tensor:
+    """Weights (frame + 1, ...) of independent noises in the mean over a frame of what forgets x (...) in each."""
+    n = torch.arange(frame + 1, dtype=x.dtype, device=x.device)
+    apart = (n[:, None] - n).abs()
+    x = x[..., None, None]
+    safe = x.clamp_min(1e-2)
+    means = torch.where(x < 1e-2, 1 - x / 2 + x**2 / 6, -torch.expm1(-safe) / safe)
+    own = torch.where(x < 1e-2, 1 - x / 3 + x**2 / 12, 2 * (safe + torch.expm1(-safe)) / safe**2)
+    covariance = torch.where(apart == 0, own, means**2 * torch.exp(-x * (apart - 1)))
+    slight = 1e-9 * torch.eye(frame + 1, dtype=x.dtype, device=x.device)  # what never changes has one noise only
+    return torch.linalg.cholesky(covariance + slight)[..., -1, :].movedim(-1, 0)
 
 
 def moving_average(spectrum: Callable[[torch.Tensor], torch.Tensor], q: torch.Tensor, thickness: float) -> torch.Tensor:
@@ -341,7 +384,8 @@ def water_molecules(
     hydrogens = oxygens[:, None] + bonds.mT
     positions = torch.cat([oxygens[:, None], hydrogens], 1).flatten(0, 1)
     numbers = torch.tensor([8, 1, 1]).repeat(n)
-    return Atoms(positions, numbers, torch.full((3 * n,), b_factor, dtype=torch.float64))
+    classes = torch.full((3 * n,), CLASSES.index("water"))
+    return Atoms(positions, numbers, torch.full((3 * n,), b_factor, dtype=torch.float64), classes=classes)
 
 
 def outside(water: Atoms, solute: Atoms, distance: float = 2.1) -> Atoms:

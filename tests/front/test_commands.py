@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -19,9 +20,11 @@ import cryosim.cli
 import cryosim.io.mrc
 import inverse.cli
 import inverse.reconstruction
+from cryosim import io
 from cryosim.config import RunConfig, read_config
 from cryosim.io.examples import example_path
 from cryosim.io.mrc import read_stack, write_stack
+from cryosim.io.series import read_series
 
 TINY = """
 name: tiny
@@ -150,6 +153,74 @@ def test_simulate_names_its_files(description, tmp_path):
     assert all(Path(path).is_file() for path in shown)
 
 
+MOVIE = """
+name: tiny
+seed: 3
+specimen:
+  molecules: [{structure: ubiquitin}]
+  size: [70, 70, 70]
+  ice: {thickness: 120}
+  motion: {drift: 4, velocity: 0.2, doming: 20}
+tilts: {extent: 40, step: 20, total_dose: 100, frames: 3, dose_rate: 20}
+optics: {defocus: 10000}
+detector: {shape: [33, 32], pixel_size: 4, %s}
+"""
+FALCON = "camera: falcon4i, gain_variation: 0.05, dead_pixels: 0.01"
+
+
+def _with_movies(folder: Path, kind: str, camera: str = FALCON) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "movie.yaml").write_text(MOVIE % camera + f"output: {{movies: {kind}}}\n", encoding="utf-8")
+    made = cryo("simulate", folder / "movie.yaml", "-o", folder / "out")
+    assert made.exit_code == 0, made.output
+    shown = [Path(line).name for line in made.stdout.split()]
+    assert shown[4:] == ["tiny_frames", "tiny_gain.mrc", "tiny_motion.npz"]
+    return folder / "out"
+
+
+def test_electrons_gain_and_motion_are_written(tmp_path):
+    """From the electrons in the files, and the gain, come the images of the stack; the .mdoc names every file."""
+    out = _with_movies(tmp_path / "1", "eer")
+    series = read_series(out / "tiny.mrc")
+    with mrcfile.open(out / "tiny_gain.mrc") as gain:
+        sensitivity = torch.from_numpy(gain.data.copy()).reshape(33, 32)
+    assert series.movies is not None
+    for i, movie in enumerate(series.movies):
+        info = io.eer_info(out / movie.path)
+        assert info.n_frames == movie.frames == 240  # 20 e-/Å^2 in a second
+        assert info.shape == (33, 32) and info.pixel_size == 4
+        assert info.dose == pytest.approx(20) and info.exposure_time == pytest.approx(1)
+        counts = io.render_eer(out / movie.path)[0].float()
+        good = sensitivity > 0
+        corrected = counts / sensitivity.clamp_min(1e-6)
+        torch.testing.assert_close(corrected[good], series.images[i][good], rtol=1e-5, atol=1e-5)
+    moved = io.read_motion(out / "tiny_motion.npz")
+    assert moved.drift.shape == (5, 3, 3) and float(moved.field.abs().max()) > 1
+    again = _with_movies(tmp_path / "2", "eer")
+    assert listing(again) == listing(out)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("mrc", "mrc"), ("tiff", "tif")])
+def test_movies_of_counts(kind, suffix, tmp_path):
+    out = _with_movies(tmp_path / "1", kind, "gain_variation: 0.05")
+    series = read_series(out / "tiny.mrc")
+    with mrcfile.open(out / "tiny_gain.mrc") as gain:
+        sensitivity = torch.from_numpy(gain.data.copy()).reshape(33, 32)
+    for image, movie in zip(series.images, series.movies, strict=True):
+        assert movie.path.endswith(f".{suffix}") and movie.frames == 3
+        frames, pixel_size = io.read_movie(out / movie.path)
+        assert frames.shape == (3, 33, 32) and pixel_size == pytest.approx(4)
+        torch.testing.assert_close(frames.sum(0) / sensitivity, image, rtol=1e-5, atol=1e-5)
+
+
+def test_the_demo_from_electrons(tmp_path):
+    (tmp_path / "movie.yaml").write_text(MOVIE % "camera: falcon4i" + "output: {movies: none}\n", encoding="utf-8")
+    made = inv("demo", "--events", "--config", tmp_path / "movie.yaml", "-o", tmp_path / "out")
+    assert made.exit_code == 0, made.output
+    assert sorted(path.suffix for path in (tmp_path / "out" / "tiny_frames").iterdir()) == [".eer"] * 5
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_the_seed_decides_every_byte(simulated, tmp_path):
     for seed in (3, 4):
         (tmp_path / "again.yaml").write_text(TINY.replace("seed: 3", f"seed: {seed}"), encoding="utf-8")
@@ -262,6 +333,7 @@ def test_a_tomogram_is_half_as_deep_as_wide_unless_told(simulated):
 def test_the_tomogram_is_of_the_truth_and_not_of_its_mirror_images(method, axis_angle, ny, nx, tmp_path):
     """Also where a turn exchanges height and width, for both."""
     text = TINY.replace("total_dose: 100", f"total_dose: 1.0e+5, axis_angle: {axis_angle}")
+    text = text.replace("ice: {thickness: 120}", "ice: {thickness: 120}\n  damage: {critical_exposure: null}")
     (tmp_path / "run.yaml").write_text(text.replace("[32, 32]", f"[{ny}, {nx}]"), encoding="utf-8")
     assert cryo("simulate", tmp_path / "run.yaml", "-o", tmp_path).exit_code == 0
     arguments = ("--thickness", 120, "--method", method, "--low-pass", 12)
@@ -483,7 +555,7 @@ def _raising(original, nth, error):
 
 
 PLACES = {
-    "simulating": ("cryosim.acquisition.simulate.expected_exposure", 3),
+    "simulating": ("cryosim.acquisition.simulate.expected_frames", 3),
     "writing the truth": ("cryosim.io.mrc.mrcfile.new", 1),
     "writing the series": ("cryosim.io.series.write_mdoc", 1),
     "putting files in place": ("cryosim.io.files.os.replace", 5),

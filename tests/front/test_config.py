@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 import torch
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from cryosim.acquisition.simulate import LARGEST_FIELD, sampling_for
 from cryosim.config import (
@@ -17,8 +17,10 @@ from cryosim.config import (
     RunConfig,
     absorption,
     config_text,
+    damage,
     detector,
     ice,
+    motion,
     optics,
     read_config,
     sampling,
@@ -26,6 +28,7 @@ from cryosim.config import (
 )
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
+from cryosim.specimen.damage import CriticalExposure, critical_exposure
 
 OTHER = RunConfig.model_validate(
     {
@@ -88,11 +91,86 @@ def test_the_parts_are_what_the_text_says():
     assert float(tilt_scheme(OTHER.tilts).axis_angle) == -83.25
     lens = optics(OTHER.optics)
     assert (lens.defocus, lens.phase_shift, lens.amplitude_contrast, lens.voltage) == (-1.5e-5, 90, 1, 200)
-    assert (detector(OTHER.detector).shape, detector(OTHER.detector).pixel_size) == ((7, 9), 0.1 + 0.2)
+    assert (detector(OTHER).shape, detector(OTHER).pixel_size) == ((7, 9), 0.1 + 0.2)
     assert ice(OTHER) is None
     chosen = sampling(OTHER)
     assert (chosen.pixel_size, chosen.thickness, chosen.parametrization, chosen.width) == (1 / 3, 2, "peng", 6)
     assert chosen.dtype == torch.float32
+
+
+def described(**sections) -> RunConfig:
+    return RunConfig.model_validate(sections)
+
+
+def test_damage_of_the_paper_is_the_default():
+    made = damage(RunConfig())
+    assert made is not None and made.critical is not None
+    wanted = CriticalExposure()
+    assert (made.critical.scale, made.critical.exponent, made.critical.offset) == (
+        wanted.scale,
+        wanted.exponent,
+        wanted.offset,
+    )
+    none = {"critical_exposure": None, "water_diffusion": 0}
+    assert damage(described(specimen={"damage": none})) is None
+
+
+def test_damage_by_class():
+    rates = {"critical_exposure": None, "b_growth": 3, "loss": 0.001, "carboxyl_loss": 0.02, "metal_loss": 0.03}
+    made = damage(described(specimen={"damage": rates}))
+    assert made is not None and made.critical is None and made.b_growth == 3
+    assert made.loss.tolist() == [0.001, 0.02, 0.001, 0.03, 0.001, 0.001]
+    twice = damage(described(specimen={"damage": {"critical_exposure": 2}}))
+    ratio = critical_exposure(0.1, critical=twice.critical) / critical_exposure(0.1)
+    assert float(ratio) == pytest.approx(2)
+
+
+def test_voltages_without_critical_exposures():
+    with pytest.raises(ValidationError, match="critical_exposure to null"):
+        described(optics={"voltage": 80})
+    other = described(optics={"voltage": 80}, specimen={"damage": {"critical_exposure": None, "b_growth": 1}})
+    assert damage(other).voltage_factor == 1
+
+
+def test_motion_adds_up():
+    assert motion(RunConfig()) is None
+    section = {"drift": 3, "velocity": 0.2, "correlation": 100, "doming": 50}
+    made = motion(described(specimen={"motion": section, "size": [900, 700, 200]}, tilts={"frames": 3}))
+    assert made.drift.shape == (41, 3, 3)
+    assert made.field.shape[:3] == (41, 3, 3) and made.spacing <= 100
+    again = motion(described(specimen={"motion": section, "size": [900, 700, 200]}, tilts={"frames": 3}))
+    assert torch.equal(made.field, again.field)
+
+
+def test_cameras():
+    ideal = detector(RunConfig())
+    assert (ideal.counting, ideal.gain, ideal.dark) == ("poisson", None, None)
+    section = {"camera": "falcon4i", "shape": [40, 50], "gain_variation": 0.05, "dead_pixels": 0.01, "hot_pixels": 0.02}
+    made = detector(described(detector=section))
+    assert made.counting == "binary" and made.coincidence_radius == pytest.approx(2.394)
+    assert float(made.gain[made.gain > 0].std()) == pytest.approx(0.05, rel=0.1)
+    assert 5 <= int((made.gain == 0).sum()) <= 40 and 15 <= int((made.dark > 0).sum()) <= 70
+    assert torch.equal(made.gain, detector(described(detector=section)).gain)
+    assert not torch.equal(made.gain, detector(described(detector=section, seed=2)).gain)
+    mine = detector(described(detector=section | {"frame_rate": 100, "counting": "poisson", "coincidence_radius": 0}))
+    assert (mine.frame_rate, mine.counting, mine.coincidence_radius) == (100, "poisson", 0)
+
+
+def test_electrons_in_files_are_hits():
+    assert detector(described(output={"movies": "eer"})).counting == "binary"
+    with pytest.raises(ValidationError, match="null or binary"):
+        described(output={"movies": "eer"}, detector={"counting": "poisson"})
+    with pytest.raises(ValidationError, match="falcon3"):
+        described(output={"movies": "eer"}, detector={"camera": "falcon3"})
+    with pytest.raises(ValidationError, match="200 or 300 kV"):
+        described(optics={"voltage": 120}, detector={"camera": "falcon4i"})
+
+
+def test_frames_and_doses_of_the_scheme():
+    made = tilt_scheme(described(tilts={"frames": 4, "dose_rate": 2.5, "cosine_power": 1}).tilts)
+    assert (made.frames, made.dose_rate) == (4, 2.5)
+    assert float(made.doses.sum()) == pytest.approx(120)
+    assert float(made.doses[-1] / made.doses[0]) == pytest.approx(2)
 
 
 def test_ice_with_structure_relief_and_absorption():
@@ -156,7 +234,9 @@ def test_every_field_is_described_with_its_unit(path, field):
     assert field.description
     assert field.description.endswith(".")
     if _holds_float(field.annotation):
-        assert re.search(r"\[(Å|V|kV|eV|mm|mrad|deg|1|px|e-/Å\^2)\]", field.description)
+        assert re.search(
+            r"\[(Å|V|kV|eV|mm|mrad|deg|1|px|1/s|e-/Å\^2|e-/Å\^2/s|(1|Å|Å\^2) per e-/Å\^2)\]", field.description
+        )
 
 
 def test_every_field_and_every_unit_stands_in_the_text():

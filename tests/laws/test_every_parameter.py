@@ -17,13 +17,16 @@ from cryosim.acquisition.simulate import Sampling, expected_exposure
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.record import Record
 from cryosim.core.rotation import random_rotations
+from cryosim.microscope.counting import recorded_counts
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.energy_loss import LossSpectrum
 from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import ewald, multislice, projection, rytov
 from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.damage import CriticalExposure, Damage
 from cryosim.specimen.ice import Absorption, Ice, Relief
+from cryosim.specimen.motion import Motion
 from cryosim.specimen.potential import Slices, potential_slices
 from cryosim.specimen.specimen import Poses, Specimen, tilted_slices
 
@@ -51,6 +54,10 @@ def _optics(base: float, step: float, neutral: float | None = 0.0) -> Parameter:
 _ROTATIONS = random_rotations(2, torch.Generator().manual_seed(3))
 _POSITIONS = [[2.1, 0.7, -1.9], [-1.3, 2.4, 1.1], [0.4, -2.2, 2.6]]
 _HEIGHTS = 2 + torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+_DRIFT = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+_FIELD = torch.randn(2, 2, 3, 4, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+_GAIN = 1 + 0.1 * torch.rand(*SEEN, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+_DARK = 0.01 + 0.01 * torch.rand(*SEEN, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
 _VALUES = 20 * torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 TABLE = {
@@ -64,18 +71,32 @@ TABLE = {
     "Relief.heights": Parameter("relief water", _HEIGHTS, 1e-5, 0.0),
     "Absorption.medium": Parameter("exposure relief", 3750.0, 1.0, math.inf),
     "Absorption.molecules": Parameter("exposure relief", 1970.0, 1.0, math.inf),
+    "CriticalExposure.scale": Parameter("exposure relief slices", 0.24499, 1e-4, math.inf),
+    "CriticalExposure.exponent": Parameter("exposure relief slices", 1.6649, 1e-4),
+    "CriticalExposure.offset": Parameter("exposure relief slices", 2.8141, 1e-3, 0.0),
+    "Damage.b_growth": Parameter("exposure slices", [2.0, 3.0, 1.0, 1.0, 1.0, 1.0], 1e-3, 0.0),
+    "Damage.loss": Parameter("exposure slices", [0.01, 0.02, 0.01, 0.01, 0.01, 0.03], 1e-4, 0.0),
+    "Damage.water_diffusion": Parameter("exposure slices", 1.1, 1e-3, 0.0),
+    "Damage.voltage_factor": Parameter("exposure slices", 0.9, 1e-4),
+    "Motion.drift": Parameter("exposure relief water", _DRIFT, 1e-5, 0.0),
+    "Motion.field": Parameter("exposure relief", _FIELD, 1e-4, 0.0),
     "TiltScheme.angles": Parameter("exposure relief water", [20.0, -33.0], 1e-5, 0.0),
     "TiltScheme.doses": Parameter("exposure", [3.0, 2.0], 1e-2, 0.0),
     "TiltScheme.shifts": Parameter("exposure relief water", [[1.1, -0.7], [0.4, 0.6]], 1e-5, 0.0),
     "TiltScheme.axis_angle": Parameter("exposure relief water", -80.0, 1e-5, 0.0),
     "Detector.pixel_size": Parameter("exposure", 1.37, 1e-5),
+    "Detector.dqe": Parameter("exposure values", [0.92, 0.72, 0.5], 1e-4),
+    "Detector.nps": Parameter("values", [1.1, 0.9, 0.8], 1e-4),
+    "Detector.gain": Parameter("exposure values", _GAIN, 1e-4, 0.0),
+    "Detector.dark": Parameter("exposure values", _DARK, 1e-4, 0.0),
+    "Detector.coincidence_radius": Parameter("exposure values", 1.2, 1e-4, 0.0),
     "LossSpectrum.plasmon_energy": Parameter("slices", 22.0, 1e-3),
     "LossSpectrum.width": Parameter("slices", 15.0, 1e-3),
     "Slices.values": Parameter("values", _VALUES, 1e-3, 0.0),
     "Slices.pixel_size": Parameter("values atoms slices", 0.9, 1e-6),
     "Slices.thickness": Parameter("values atoms slices", 6.0, 1e-3),
     "potential_slices.solvent": Parameter("atoms", 4.5, 1e-3, 0.0),
-    "Optics.voltage": _optics(300.0, 1e-2, None),
+    "Optics.voltage": _optics(290.0, 1e-2, None),
     "Optics.defocus": _optics(600.0, 0.1),
     "Optics.astigmatism": _optics(150.0, 0.1),
     "Optics.astigmatism_angle": _optics(20.0, 1e-2),
@@ -113,13 +134,20 @@ TABLE = {
     "Optics.slit": _optics(24.3, 1e-4, math.inf),
 }
 
-NOUNS = (Atoms, Poses, Ice, Relief, Absorption, TiltScheme, Optics, LossSpectrum, Detector, Slices)
+# fmt: off
+NOUNS = (
+    Atoms, Poses, Ice, Relief, Absorption, CriticalExposure, Damage, Motion, TiltScheme, Optics, LossSpectrum, Detector,
+    Slices,
+)
+# fmt: on
 """Whose fields the table must name."""
 
 OTHERS = {
     "Specimen": "of nouns, and a size that only places molecules",
     "Sampling": "static",
+    "Moment": "made by TiltScheme.moment",
     "AtomSlices": "made by potential_slices",
+    "SummedSlices": "of other sources of slices",
     "RadialBasis": "made by potential_slices",
     "ImmersedSlices": "made by tilted_slices",
     "Surfaces": "made by tilted_slices",
@@ -131,7 +159,7 @@ OTHERS = {
 }
 """Records that are not on the list, and why."""
 
-NOT_DIFFERENTIABLE = {"Atoms.numbers"}
+NOT_DIFFERENTIABLE = {"Atoms.numbers", "Atoms.classes"}
 
 
 # the way to the counts ------------------------------------------------------------------------------------------------
@@ -151,36 +179,49 @@ def _tensor(value) -> torch.Tensor:
 
 
 def counts(route: str, name: str, value: torch.Tensor) -> torch.Tensor:
-    """Expected counts (y, x) [e-/px] with every parameter at its base but for one.
+    """Recorded counts (y, x) [e-/px] with every parameter at its base but for one.
 
-    exposure  a specimen in ice through `expected_exposure`, with absorption
+    exposure  a specimen in ice through `expected_exposure`, with absorption, damage and motion, in two frames
     relief    the same, and the ice has a relief
     water     a relief and structure, without absorption, zero loss
     slices    `tilted_slices` at a pixel size and thickness that may carry gradients
     atoms     `potential_slices` of bare atoms, zero loss
     values    slices held in memory
     """
-    atoms = Atoms(**{k: _tensor(v) for k, v in _values(Atoms, name, value).items()}, numbers=torch.tensor([6, 8, 16]))
-    tilts = TiltScheme(**_values(TiltScheme, name, value))
-    detector = Detector(SEEN, **_values(Detector, name, value))
+    kinds = {"numbers": torch.tensor([6, 8, 16]), "classes": torch.tensor([0, 1, 5])}
+    atoms = Atoms(**{k: _tensor(v) for k, v in _values(Atoms, name, value).items()}, **kinds)
+    tilts = TiltScheme(**_values(TiltScheme, name, value), frames=2)
+    camera = {k: _tensor(v) for k, v in _values(Detector, name, value).items()}
+    if name != "Detector.nps":
+        del camera["nps"]  # such counts have no likelihood, and no other parameter acts on it
+    detector = Detector(SEEN, **camera)
     optics = Optics(**_values(Optics, name, value))
     if route in ("water", "atoms"):
         optics = optics.replace(slit=0.0)
     losses = LossSpectrum(**_values(LossSpectrum, name, value), bins=6, most_events=3)
+
+    def recorded(source, dose) -> torch.Tensor:
+        return recorded_counts(expected_counts(source, optics, detector, dose=dose, losses=losses), detector, 40)
+
     if route == "values":
-        return expected_counts(Slices(**_values(Slices, name, value)), optics, detector, dose=3.0, losses=losses)
+        return recorded(Slices(**_values(Slices, name, value)), 3.0)
     grid = _values(Slices, name, value)
     pixel, thickness = grid["pixel_size"], grid["thickness"]
     if route == "atoms":
         solvent = value if name == "potential_slices.solvent" else TABLE["potential_slices.solvent"].base
         source = potential_slices(atoms, SHAPE, pixel, thickness, 5, solvent=solvent, width=14)
-        return expected_counts(source, optics, detector, dose=3.0, losses=losses)
+        return recorded(source, 3.0)
     poses = Poses(**{k: _tensor(v) for k, v in _values(Poses, name, value).items()})
     ice = Ice(**_values(Ice, name, value), structure="water" if route == "water" else "constant", seed=1)
     if route in ("relief", "water"):
         ice = ice.replace(relief=Relief(**_values(Relief, name, value), spacing=9.3))
     absorption = None if route == "water" else Absorption(**_values(Absorption, name, value))
-    specimen = Specimen((atoms,), (poses,), (40.0, 40.0, 40.0), ice, absorption)
+    critical = CriticalExposure(**_values(CriticalExposure, name, value))
+    rates = {k: _tensor(v) for k, v in _values(Damage, name, value).items()}
+    if name != "Damage.voltage_factor":
+        del rates["voltage_factor"]  # taken from the voltage
+    motion = Motion(**_values(Motion, name, value), spacing=12.0)
+    specimen = Specimen((atoms,), (poses,), (40.0, 40.0, 40.0), ice, absorption, Damage(critical, **rates), motion)
     if route == "slices":
         source = tilted_slices(
             specimen,
@@ -193,10 +234,11 @@ def counts(route: str, name: str, value: torch.Tensor) -> torch.Tensor:
             width=14,
             dtype=torch.float64,
             voltage=optics.voltage,
+            moment=tilts.moment(0, 1),
         )
-        return expected_counts(source, optics, detector, dose=tilts.doses[0], losses=losses)
+        return recorded(source, tilts.doses[0])
     sampling = Sampling(SHAPE, pixel, thickness, width=14, dtype=torch.float64)
-    return expected_exposure(specimen, tilts, optics, detector, 1, sampling=sampling)
+    return recorded_counts(expected_exposure(specimen, tilts, optics, detector, 1, sampling=sampling), detector, 40)
 
 
 def score_of(route: str, name: str):
@@ -319,5 +361,6 @@ def test_no_noun_is_missing():
 def test_every_part_of_a_specimen_is_tried():
     """Fields that are not items of numbers are nouns of the list, structure, or the size."""
     known = {"molecules": Atoms, "poses": Poses, "ice": Ice, "absorption": Absorption}
+    known |= {"damage": Damage, "motion": Motion}
     assert {field.name for field in dataclasses.fields(Specimen)} == {*known, "size"}
     assert set(known.values()) <= set(NOUNS)

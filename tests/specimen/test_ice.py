@@ -18,6 +18,7 @@ from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import absorbed_depth, multislice, projection
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.ice import Absorption, Ice, Relief, meniscus, rough_relief, surfaces
+from cryosim.specimen.moment import Moment
 from cryosim.specimen.specimen import Poses, Specimen, assemble, flooded, tilted_slices
 from cryosim.specimen.water import inner_potential, number_density, power_spectrum
 
@@ -127,7 +128,12 @@ def test_structured_ice_refuses_slopes_it_has_not():
 def test_seeds_of_the_ice_do_not_meet_those_of_the_exposures():
     first, second = (
         tilted_slices(
-            around(block(30.0, 30.0), Ice(90.0, structure="water", seed=seed)), 0.0, (40, 40), 2.0, 10.0, frame=f
+            around(block(30.0, 30.0), Ice(90.0, structure="water", seed=seed)),
+            0.0,
+            (40, 40),
+            2.0,
+            10.0,
+            moment=Moment(tilt=f),
         )
         for seed, f in ((2**32, 0), (0, 1))
     )
@@ -292,7 +298,9 @@ def test_fluctuations_have_the_spectrum_of_water(angle, shape):
     fluctuations = []
     for frame in range(frames):
         specimen = bare(structured(thickness, seed=5))
-        source = tilted_slices(specimen, angle, shape, pixel, 8.0, axis_angle=-80.0, frame=frame, dtype=torch.float64)
+        source = tilted_slices(
+            specimen, angle, shape, pixel, 8.0, axis_angle=-80.0, moment=Moment(tilt=frame), dtype=torch.float64
+        )
         fluctuations.append(summed(source) - source.total())
     images = torch.stack(fluctuations)
     column = thickness / math.cos(math.radians(angle))
@@ -330,7 +338,7 @@ def test_the_image_of_bare_ice_has_a_ring(angle):
     """At 3.7 Å, as micrographs of vitreous water have."""
     images = []
     for frame in range(6):
-        source = tilted_slices(bare(structured(150.0)), angle, (128, 125), 0.9, 5.0, frame=frame)
+        source = tilted_slices(bare(structured(150.0)), angle, (128, 125), 0.9, 5.0, moment=Moment(tilt=frame))
         images.append(image(multislice(source, SCHERZER), SCHERZER, 0.9))
     seen = torch.stack(images)
     assert float(seen.std()) > 0.01
@@ -361,7 +369,10 @@ def test_a_protein_displaces_the_structure():
     """A slice of which a fraction f is ice keeps f of its fluctuations, so f^2 of their variance."""
     ice, fields = structured(40.0), []
     for specimen in (around(ubiquitin(), ice), bare(ice)):
-        frames = [tilted_slices(specimen, 0.0, (64, 64), 1.2, 8.0, dtype=torch.float64, frame=f) for f in range(16)]
+        frames = [
+            tilted_slices(specimen, 0.0, (64, 64), 1.2, 8.0, dtype=torch.float64, moment=Moment(tilt=f))
+            for f in range(16)
+        ]
         fields.append(torch.stack([summed(s) - s.total() for s in frames]))
     parts = tilted_slices(around(ubiquitin(), ice), 0.0, (64, 64), 1.2, 8.0, dtype=torch.float64).displaced
     filled = torch.stack([(1 - parts[i] / 8).clamp_min(0) for i in range(len(parts) // 2 - 2, len(parts) // 2 + 3)])
@@ -376,7 +387,7 @@ def test_frames_differ_and_one_frame_is_always_the_same():
     specimen = around(ubiquitin(), structured(60.0, seed=3))
 
     def seen(frame, mine=specimen):
-        return summed(tilted_slices(mine, 10.0, (48, 48), 1.2, 4.0, frame=frame))
+        return summed(tilted_slices(mine, 10.0, (48, 48), 1.2, 4.0, moment=Moment(tilt=frame)))
 
     assert torch.equal(seen(4), seen(4))
     other_seed = around(ubiquitin(), structured(60.0, seed=4))

@@ -1,0 +1,404 @@
+"""Counting: from the electrons that a camera can detect to the events and counts that it records."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from cryosim.core.fourier import number, squared_frequencies
+from cryosim.core.record import hidden
+from cryosim.microscope.coincidence import draw_events
+from cryosim.microscope.detector import Detector, nps
+from cryosim.microscope.draws import refuse_transforms, without_derivative
+from cryosim.microscope.events import Events, histogram
+
+HOT = 1e-3
+"""Dark events [1 / (px · camera frame)] above which a pixel is hot: 6 % of the 0.017 electrons of usual exposures."""
+
+
+def events_per_frame(expected: torch.Tensor, detector: Detector, frames: int = 1) -> torch.Tensor:
+    """Mean number of events per pixel and camera frame, before a binary pixel saturates.
+
+    Of n electrons per pixel and frame, the fraction (1 - exp(-n A)) / (n A) is counted, A = pi r^2: those of which no
+    electron that came earlier in the frame lies within the coincidence radius r (Matérn 1960, hard core of type II).
+    n is the mean over the disc; beyond the border the image goes on as at the border. Dark events come on top.
+
+    A binary pixel tells 1 - exp(-m) of m events. Electrons that survive a coincidence lie apart: they share pixels less
+    often than independent events do, and never where r >= sqrt(2) px. So m is raised for 1 - exp(-m) to be the chance
+    of a hit all the same: to -log(1 - s) of s survivors per pixel that never share it, as a series in s.
+
+    Parameters
+    ----------
+    expected : tensor (..., y, x)
+        Detectable electrons of the whole exposure: after quantum efficiency, MTF and gain, as `expected_counts` returns
+        them [e-/px].
+    detector : Detector
+    frames : int
+        Camera frames of the exposure.
+
+    Returns
+    -------
+    tensor (..., y, x)
+        [1 / (px · frame)], differentiable.
+
+    Raises
+    ------
+    ValueError
+        When there are no frames.
+    """
+    return _rate(expected if detector.nps is None else expected / _like(detector.nps[0], expected), detector, frames)
+
+
+def recorded_counts(expected: torch.Tensor, detector: Detector, frames: int = 1) -> torch.Tensor:
+    """Mean counts that the camera records in an exposure: frames · m, or frames (1 - exp(-m)) of binary pixels.
+
+    Parameters
+    ----------
+    expected : tensor (..., y, x)
+        Detectable electrons of the whole exposure, as `expected_counts` returns them [e-/px].
+    detector : Detector
+    frames : int
+        Camera frames of the exposure.
+
+    Returns
+    -------
+    tensor (..., y, x)
+        [counts/px], differentiable.
+
+    Raises
+    ------
+    ValueError
+        When there are no frames.
+
+    Source
+    ------
+    Zambon 2024, DOI 10.3389/fphy.2024.1408430, of pixels that are read sparsely as hit or not.
+    """
+    recorded = _recorded(events_per_frame(expected, detector, frames), detector, frames)
+    return recorded if detector.nps is None else recorded * _like(detector.nps[0], recorded)
+
+
+def sample_counts(
+    expected: torch.Tensor, detector: Detector, frames: int = 1, *, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """One draw of the counts of an exposure; its mean is `recorded_counts`.
+
+    Poisson counts, or of binary pixels binomial ones of all frames. With a coincidence radius the electrons are
+    drawn one by one (`sample_events`), since those that are lost leave gaps about the others.
+
+    With a noise power spectrum the counts are rendered as such a camera renders its events: each is spread over
+    pixels, so that signal and noise are both filtered. With h = sqrt(NPS NPS(0)) the events are drawn from
+    the mean over h, and h gives their noise its colour; an event adds NPS(0) counts. Counts are then no whole numbers
+    and may be negative. The mean is filtered as if mirrored at the borders, the noise as if periodic.
+
+    Parameters
+    ----------
+    expected : tensor (..., y, x)
+        Detectable electrons of the whole exposure, as `expected_counts` returns them [e-/px]. Slightly negative values,
+        from rounding or ringing, count as 0.
+    detector : Detector
+    frames : int
+        Camera frames of the exposure.
+    generator : torch.Generator, optional
+        The same seed gives the same counts.
+
+    Returns
+    -------
+    tensor (..., y, x)
+        [counts/px]. A draw has no derivative: where one is asked for, RuntimeError says what to use.
+
+    Raises
+    ------
+    ValueError
+        When there are no frames, or `expected` is not finite or clearly negative.
+    """
+    _check_expected("sample_counts", expected)
+    electrons = _electrons(expected, detector).clamp_min(0)
+    rate = _rate(electrons, detector, frames)
+    with torch.no_grad():
+        drawn = _draw(electrons.detach(), rate.detach(), detector, frames, generator)
+        if detector.nps is not None:
+            mean = recorded_counts(expected.detach().clamp_min(0), detector, frames)
+            noise = drawn - _recorded(rate.detach(), detector, frames)
+            drawn = torch.where(mean > 0, mean + _coloured(noise, detector), 0.0)
+    return without_derivative(drawn, rate)
+
+
+def sample_events(
+    expected: torch.Tensor,
+    detector: Detector,
+    frames: int = 1,
+    *,
+    supersampling: int = 1,
+    generator: torch.Generator | None = None,
+) -> Events:
+    """One draw of the electrons of an exposure, one by one, in the order of their frame and pixel.
+
+    Each falls into any frame and anywhere in its (sub-)pixel. Then, within each frame: an electron is lost if one
+    that came earlier lies within the coincidence radius; dark events are added; of those in one binary pixel the first
+    is kept. Electrons just beyond the border, as many as at the border, take part in the coincidences.
+
+    With a noise power spectrum these are the events before they are rendered: drawn from `expected` over the
+    filter h of `sample_counts`.
+
+    Parameters
+    ----------
+    expected : tensor (y, x) or (supersampling * y, supersampling * x)
+        Detectable electrons of the whole exposure [e-/px] or [e-/sub-pixel]; the sub-pixels of a pixel sum to it.
+    detector : Detector
+    frames : int
+        Camera frames of the exposure.
+    supersampling : int
+        Sub-pixels of `expected` along the side of a pixel.
+    generator : torch.Generator, optional
+        The same seed gives the same events.
+
+    Returns
+    -------
+    Events
+        A draw has no derivative: where one is asked for, RuntimeError says what to use.
+
+    Raises
+    ------
+    ValueError
+        When the shape does not fit, there are no frames, `expected` is not finite or clearly negative, or so many
+        electrons fall in one frame that their coincidences cannot be listed.
+    """
+    refuse_transforms("sample_events")
+    _check_expected("sample_events", expected)
+    if frames < 1 or frames != int(frames):
+        raise ValueError(f"sample_events.frames: expected a whole number of at least 1, got {frames}.")
+    if expected.ndim != 2 or supersampling < 1 or any(n % supersampling for n in expected.shape):
+        raise ValueError(
+            f"sample_events.expected: expected one image, of shape (y, x) or {supersampling} times (y, x), got "
+            f"{tuple(expected.shape)}. Give one image at a time, and its supersampling."
+        )
+    electrons = _electrons(expected, detector, supersampling).clamp_min(0)
+    with torch.no_grad():
+        events = draw_events(electrons.detach(), detector, frames, supersampling, generator)
+    y, x = (without_derivative(at, electrons) for at in (events.y, events.x))
+    return events.replace(y=y, x=x)
+
+
+def gain_corrected(counts: torch.Tensor, detector: Detector) -> torch.Tensor:
+    """Counts over the gain; dead and hot pixels become the mean of their good neighbours.
+
+    Dead pixels have gain 0, hot ones dark events above `HOT`. The neighbours are the 3 x 3 pixels about one; where none
+    of them is good, 5 x 5, and so on.
+
+    Parameters
+    ----------
+    counts : tensor (..., y, x)
+        [counts/px].
+    detector : Detector
+
+    Returns
+    -------
+    tensor (..., y, x)
+        [counts/px].
+
+    Raises
+    ------
+    ValueError
+        When no pixel is good.
+    """
+    good = torch.ones(counts.shape[-2:], dtype=torch.bool, device=counts.device)
+    counts = counts if counts.is_floating_point() else counts.to(torch.get_default_dtype())
+    corrected = counts
+    if detector.gain is not None:
+        gain = _like(detector.gain, counts)
+        good = good & (gain > 0)
+        corrected = counts / torch.where(gain > 0, gain, 1.0)
+    if detector.dark is not None:
+        good = good & (detector.dark.to(counts.device) <= HOT)
+    if not good.any():
+        raise ValueError(
+            "gain_corrected: expected some good pixels, got none. Look at Detector.gain and Detector.dark."
+        )
+    weights = good.to(counts.dtype)
+    reach, missing = 1, ~good
+    while missing.any():
+        near, total = _box_sum(weights, reach), _box_sum(corrected * weights, reach)
+        fill = missing & (near > 0.5)
+        corrected = torch.where(fill, total / near.clamp_min(1), corrected)
+        reach, missing = reach + 1, missing & ~fill
+    return corrected
+
+
+def measure_gain(flats: torch.Tensor) -> torch.Tensor:
+    """Gain reference (y, x): the mean of flat exposures (image, y, x) over its own mean.
+
+    Parameters
+    ----------
+    flats : tensor (image, y, x)
+        Counts of evenly lit exposures [counts/px].
+
+    Raises
+    ------
+    ValueError
+        When they hold no counts.
+    """
+    mean = flats.mean(0)
+    if not float(mean.mean()) > 0:
+        raise ValueError(f"measure_gain.flats: expected counts, got a mean of {float(mean.mean()):g}. Expose longer.")
+    return mean / mean.mean()
+
+
+def thin(
+    counts: torch.Tensor | Events, fraction: float = 0.5, *, generator: torch.Generator | None = None
+) -> tuple[Any, Any]:
+    """Counts or events dealt out at random into two that sum to them.
+
+    Each electron goes into the first with probability `fraction`. Both parts of Poisson counts are Poisson and
+    independent (Kingman 1993, Poisson Processes, section 5.1); of binary or coincident ones nearly so.
+
+    Parameters
+    ----------
+    counts : tensor (...) or Events
+        Whole numbers [counts/px], or events.
+    fraction : float
+        Between 0 and 1.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    (tensor (...), tensor (...)) or (Events, Events)
+        Kept and rest.
+
+    Raises
+    ------
+    ValueError
+        When the fraction is not one, or the counts are not whole numbers.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"thin.fraction: expected a number from 0 to 1, got {fraction}.")
+    if isinstance(counts, Events):
+        mask = torch.rand(len(counts), generator=generator, dtype=torch.float64, device=counts.frame.device) < fraction
+        return counts.index(mask), counts.index(~mask)
+    real = counts.detach() if counts.is_floating_point() else counts.double()
+    if not hidden() and not ((real >= 0) & (real == real.floor())).all():
+        raise ValueError(
+            "thin.counts: expected whole numbers of at least 0. Thin before counts are rendered or scaled."
+        )
+    kept = torch.binomial(real, torch.full_like(real, fraction), generator=generator)
+    kept = without_derivative(kept.to(counts.dtype), counts)
+    return kept, counts - kept
+
+
+def _draw(
+    electrons: torch.Tensor, rate: torch.Tensor, detector: Detector, frames: int, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Events (..., y, x) per pixel, before they are rendered."""
+    if _coincides(detector):
+        refuse_transforms("sample_counts")
+        images = [
+            histogram(draw_events(image, detector, frames, 1, generator)).to(image)
+            for image in electrons.reshape(-1, *electrons.shape[-2:])
+        ]
+        return torch.stack(images).reshape(electrons.shape)
+    if detector.counting == "binary":
+        return torch.binomial(torch.full_like(rate, frames), -torch.expm1(-rate), generator=generator)
+    return torch.poisson(frames * rate, generator=generator)
+
+
+def _recorded(rate: torch.Tensor, detector: Detector, frames: int) -> torch.Tensor:
+    return frames * (-torch.expm1(-rate) if detector.counting == "binary" else rate)
+
+
+def _rate(electrons: torch.Tensor, detector: Detector, frames: int) -> torch.Tensor:
+    """Events per pixel and camera frame (..., y, x) of electrons (..., y, x) per pixel and exposure."""
+    if frames < 1 or frames != int(frames):
+        raise ValueError(f"frames: expected a whole number of at least 1, got {frames}.")
+    rate = electrons / frames
+    if _coincides(detector):
+        radius = torch.as_tensor(detector.coincidence_radius, dtype=rate.dtype, device=rate.device)
+        rate = rate * _survival(math.pi * radius**2 * _disc_mean(rate, radius))
+        if detector.counting == "binary":
+            rate = rate + _apart(radius) * rate**2 * (1 / 2 + rate / 3 + rate**2 / 4)
+    return rate if detector.dark is None else rate + _like(detector.dark, rate)
+
+
+def _survival(neighbours: torch.Tensor) -> torch.Tensor:
+    """(1 - exp(-N)) / N."""
+    small = neighbours.abs() < 1e-3
+    safe = torch.where(small, 1.0, neighbours)
+    series = 1 - neighbours / 2 + neighbours**2 / 6 - neighbours**3 / 24
+    return torch.where(small, series, -torch.expm1(-safe) / safe)
+
+
+def _disc_mean(image: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Mean (..., y, x) over a disc of pixels about each one; the border is repeated."""
+    reach = math.ceil(number(radius) + 0.5)
+    offsets = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
+    distance = (offsets[:, None] ** 2 + offsets[None, :] ** 2).sqrt()
+    disc = (radius + 0.5 - distance).clamp(0, 1)  # how much of a pixel lies inside
+    flat = image.reshape(-1, 1, *image.shape[-2:])
+    padded = torch.nn.functional.pad(flat, (reach,) * 4, mode="replicate")
+    return torch.nn.functional.conv2d(padded, (disc / disc.sum())[None, None]).reshape(image.shape)
+
+
+def _apart(radius: torch.Tensor) -> torch.Tensor:
+    """Chance that two random points of a unit square are nearer than `radius` (Philip 2007, square line picking)."""
+    u = radius**2
+    near = math.pi * u - 8 / 3 * u * radius + u**2 / 2
+    v = (u - 1).clamp_min(1e-12)
+    root = v.sqrt()
+    far = 1 / 3 + 8 / 3 * v * root - u**2 / 2 - (2 - math.pi) * u - 4 * u * root.atan() + 4 * root
+    return torch.where(radius <= 1, near, torch.where(u < 2, far, 1.0))
+
+
+def _box_sum(image: torch.Tensor, reach: int) -> torch.Tensor:
+    """Sum (..., y, x) over the (2 reach + 1)^2 pixels about each one."""
+    side = 2 * reach + 1
+    flat = image.reshape(-1, 1, *image.shape[-2:])
+    mean = torch.nn.functional.avg_pool2d(flat, side, stride=1, padding=reach, divisor_override=1)
+    return mean.reshape(image.shape)
+
+
+def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return value.to(dtype=like.dtype, device=like.device)
+
+
+# rendering ------------------------------------------------------------------------------------------------------------
+
+
+def _coincides(detector: Detector) -> bool:
+    return isinstance(detector.coincidence_radius, torch.Tensor) or detector.coincidence_radius > 0
+
+
+def _electrons(expected: torch.Tensor, detector: Detector, s: int = 1) -> torch.Tensor:
+    """Electrons (..., y, x) before they are rendered: `expected` over h, the image mirrored at its borders."""
+    if detector.nps is None:
+        return expected
+    ny, nx = expected.shape[-2:]
+    mirrored = torch.cat([expected, expected.flip(-2)], -2)
+    mirrored = torch.cat([mirrored, mirrored.flip(-1)], -1)
+    filtered = torch.fft.rfft2(mirrored) / _rendering(mirrored, detector, s)
+    return torch.fft.irfft2(filtered, s=(2 * ny, 2 * nx))[..., :ny, :nx]
+
+
+def _coloured(noise: torch.Tensor, detector: Detector) -> torch.Tensor:
+    """White noise (..., y, x) times h."""
+    filtered = torch.fft.rfft2(noise) * _rendering(noise, detector, 1)
+    return torch.fft.irfft2(filtered, s=(noise.shape[-2], noise.shape[-1]))
+
+
+def _rendering(image: torch.Tensor, detector: Detector, s: int) -> torch.Tensor:
+    """h = sqrt(NPS NPS(0)) (y, x // 2 + 1) at the frequencies of an image; held beyond the corners of the band."""
+    shape = (image.shape[-2], image.shape[-1])
+    radius = squared_frequencies(shape, half=True, dtype=image.dtype, device=image.device).sqrt()
+    power = nps(detector, (2 * s * radius).clamp_max(math.sqrt(2)))
+    return (power * power[0, 0]).sqrt()
+
+
+def _check_expected(name: str, expected: torch.Tensor) -> None:
+    if hidden() or not expected.numel():
+        return
+    low, high = (float(v) for v in torch.aminmax(expected.detach()))
+    if not (math.isfinite(low) and math.isfinite(high) and low >= -1e-6 - 0.05 * max(high, 0.0)):
+        raise ValueError(
+            f"{name}.expected: expected finite mean counts of at least 0 [e-/px], got {low:g} to {high:g}. "
+            "Give what `expected_counts` returns."
+        )
