@@ -205,7 +205,7 @@ class _Source:
         return content
 
     def claim(self, size: int, what: str) -> None:
-        """Count bytes that only this part of the file has; a small file with many parts in one place is no small file."""
+        """Count bytes as taken: were many parts in one place, a small file would need much memory."""
         self.claimed += size
         if self.claimed > self.size:
             raise FormatError(self.path, what, "parts that do not overlap", "some that do", _DAMAGED)
