@@ -275,32 +275,36 @@ def simulate(
     atoms = assemble(specimen)
     fine = 1 if supersampling is None else supersampling
     how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}
-    alike = specimen.damage is None and specimen.motion is None and movies is None and supersampling is None
-    seen = tilts.replace(frames=1) if alike else tilts  # what does not change is counted at once
+    constant = specimen.damage is None and specimen.motion is None
+    seen = tilts.replace(frames=1) if constant and movies is None and supersampling is None else tilts
+    computed = 1 if constant else seen.frames  # of each exposure; what does not change is computed once
 
-    def expose(i: int) -> torch.Tensor:
+    def expose(n: int) -> torch.Tensor:
         with torch.no_grad():
-            return expected_frames(specimen, seen, optics, detector, i, atoms=atoms, **how)
+            which, frame = divmod(n, computed)
+            return expected_frames(specimen, seen, optics, detector, which, [frame], atoms=atoms, **how)[0]
 
-    def count(i: int, expected: torch.Tensor) -> torch.Tensor:
-        n = seen.camera_frames(i, detector.frame_rate)
+    def count(which: int, mean: torch.Tensor) -> tuple[torch.Tensor, Events | None]:
+        n = seen.camera_frames(which, detector.frame_rate)
         if supersampling is None:
-            counts = torch.stack([sample_counts(mean, detector, n, generator=generator) for mean in expected])
-            frames: list[Events] | torch.Tensor = counts
-        else:
-            frames = [
-                sample_events(mean, detector, n, supersampling=supersampling, generator=generator) for mean in expected
-            ]
-            counts = torch.stack([histogram(events) for events in frames]).to(expected)
-        if movies is not None:
-            movies(i, frames)
-        return gain_corrected(counts.sum(0), detector)
+            return sample_counts(mean, detector, n, generator=generator), None
+        events = sample_events(mean, detector, n, supersampling=supersampling, generator=generator)
+        return histogram(events).to(mean), events
 
     images = []
     pool = ThreadPoolExecutor(workers)
     try:
-        for i, expected in enumerate(_ahead(pool, expose, len(tilts), workers)):
-            images.append(count(i, expected))
+        means = _ahead(pool, expose, len(tilts) * computed, workers)
+        for which in range(len(tilts)):
+            total, kept, mean = torch.zeros(()), [], torch.zeros(())
+            for frame in range(seen.frames):
+                mean = next(means) if frame < computed else mean
+                counts, events = count(which, mean)
+                total = total + counts
+                kept += [] if movies is None else [counts if events is None else events]
+            if movies is not None:
+                movies(which, torch.stack(kept) if supersampling is None else kept)
+            images.append(gain_corrected(total, detector))
             if progress:
                 progress(len(images), len(tilts))
     finally:
