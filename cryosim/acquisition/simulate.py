@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import deque
@@ -31,6 +32,9 @@ from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 LARGEST_DOSE = 1e9
 """Of one exposure [e-/Å^2]; a million times what destroys any specimen, and still countable."""
 
+LARGEST_BATCH = 2**23
+"""Pixels of the simulated waves of frames that are computed side by side."""
+
 _USUAL_LOSS = 50.0
 """Energy [eV] that few electrons lose more than: those that do make an even background."""
 
@@ -58,9 +62,9 @@ class Sampling(Record):
     shape: tuple[int, int] = static()
     pixel_size: float = static()
     thickness: float = static()
-    parametrization: Parametrization = static("lobato")
-    width: int = static(8)
-    dtype: torch.dtype = static(torch.float32)
+    parametrization: Parametrization = static(default="lobato")
+    width: int = static(default=8)
+    dtype: torch.dtype = static(default=torch.float32)
 
 
 def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
@@ -168,7 +172,7 @@ def expected_frames(
         )
     atoms = assemble(specimen) if atoms is None else atoms
 
-    def expected(moment: Moment) -> torch.Tensor:
+    def expected(moments: Sequence[Moment]) -> torch.Tensor:
         slices = tilted_slices(
             specimen,
             tilts.angles[which],
@@ -182,15 +186,30 @@ def expected_frames(
             dtype=sampling.dtype,
             atoms=atoms,
             voltage=mine.voltage,
-            moment=moment,
+            moment=moments,
         )
         how: dict[str, Any] = {"scattering": scattering, "losses": losses, "supersampling": supersampling}
-        return expected_counts(slices, mine, detector, dose=moment.during, **how)
+        seen = expected_counts(slices, mine, detector, dose=moments[0].during, **how)
+        return seen.expand(len(moments), *seen.shape[-2:])  # also where no atom is in sight, and nothing fades
 
     moments = [tilts.moment(which, f) for f in (range(tilts.frames) if frames is None else frames)]
-    if specimen.damage is None and specimen.motion is None:  # all frames are alike
-        return expected(moments[0]).expand(len(moments), -1, -1)
-    return torch.stack([expected(moment) for moment in moments])
+    if _constant(specimen):
+        return expected(moments[:1]).expand(len(moments), -1, -1)
+    most = frames_at_once(specimen, sampling)
+    return torch.cat([expected(moments[i : i + most]) for i in range(0, len(moments), most)])
+
+
+def frames_at_once(specimen: Specimen, sampling: Sampling) -> int:
+    """How many frames are computed side by side: those of a specimen that stands still share most of the work."""
+    structured = specimen.ice is not None and specimen.ice.structure == "water"
+    if structured or specimen.motion is not None:
+        return 1
+    return max(1, LARGEST_BATCH // (sampling.shape[0] * sampling.shape[1]))
+
+
+def _constant(specimen: Specimen) -> bool:
+    """Whether all frames of an exposure are alike."""
+    return specimen.damage is None and specimen.motion is None
 
 
 def expected_exposure(
@@ -275,14 +294,14 @@ def simulate(
     atoms = assemble(specimen)
     fine = 1 if supersampling is None else supersampling
     how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}
-    constant = specimen.damage is None and specimen.motion is None
-    seen = tilts.replace(frames=1) if constant and movies is None and supersampling is None else tilts
-    computed = 1 if constant else seen.frames  # of each exposure; what does not change is computed once
+    seen = tilts.replace(frames=1) if _constant(specimen) and movies is None and supersampling is None else tilts
+    together = seen.frames if _constant(specimen) else frames_at_once(specimen, sampling)
+    parts = [range(i, min(i + together, seen.frames)) for i in range(0, seen.frames, together)]
 
     def expose(n: int) -> torch.Tensor:
         with torch.no_grad():
-            which, frame = divmod(n, computed)
-            return expected_frames(specimen, seen, optics, detector, which, [frame], atoms=atoms, **how)[0]
+            which, part = divmod(n, len(parts))
+            return expected_frames(specimen, seen, optics, detector, which, parts[part], atoms=atoms, **how)
 
     def count(which: int, mean: torch.Tensor) -> tuple[torch.Tensor, Events | None]:
         n = seen.camera_frames(which, detector.frame_rate)
@@ -294,11 +313,10 @@ def simulate(
     images = []
     pool = ThreadPoolExecutor(workers)
     try:
-        means = _ahead(pool, expose, len(tilts) * computed, workers)
+        computed = _ahead(pool, expose, len(tilts) * len(parts), workers)
         for which in range(len(tilts)):
-            total, kept, mean = torch.zeros(()), [], torch.zeros(())
-            for frame in range(seen.frames):
-                mean = next(means) if frame < computed else mean
+            total, kept = torch.zeros(()), []
+            for mean in itertools.chain.from_iterable(next(computed) for _ in parts):  # frame by frame
                 counts, events = count(which, mean)
                 total = total + counts
                 kept += [] if movies is None else [counts if events is None else events]

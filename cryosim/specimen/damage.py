@@ -28,7 +28,7 @@ those.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -241,12 +241,17 @@ def alike(damage: Damage | None, atoms: Atoms) -> Iterator[tuple[Atoms, int]]:
 
 
 def fading_of(
-    damage: Damage | None, moment: Moment, voltage: Number | None, which: int
+    damage: Damage | None, moments: Sequence[Moment], voltage: Number | None, which: int
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """`fading` as a function of k^2 alone; None where nothing fades."""
+    """`fading` at one moment (...) or at several (moment, ...) as a function of k^2 alone; None where nothing fades."""
     if damage is None:
         return None
-    return lambda squared_frequency: fading(damage, squared_frequency, moment, voltage, which)
+
+    def left(squared_frequency: torch.Tensor) -> torch.Tensor:
+        amplitudes = [fading(damage, squared_frequency, moment, voltage, which) for moment in moments]
+        return amplitudes[0] if len(moments) == 1 else torch.stack(amplitudes)
+
+    return left
 
 
 def _factor(damage: Damage, voltage: Number | None) -> Number:

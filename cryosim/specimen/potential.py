@@ -80,8 +80,9 @@ class AtomSlices(Record):
     upper_share : tensor (atom,)
         What of each atom goes to the slice centre above it; the rest goes to the one below.
     radial : RadialBasis
-    transfer : tensor (j, y, x)
-        Each radial function over the transform of the bell, on the half plane inside the band [V Å^2].
+    transfer : tensor (..., j, y, x)
+        Each radial function over the transform of the bell, on the half plane inside the band [V Å^2]; where atoms
+        fade, one for each state they are seen in.
     pixel_size, thickness : float or tensor ()
         [Å].
     shape : (int, int)
@@ -123,18 +124,18 @@ class AtomSlices(Record):
     def _slice(self, atoms: Atoms, shares: torch.Tensor) -> torch.Tensor:
         ny, nx = self.shape
         if len(atoms) == 0:
-            return torch.zeros(ny, nx, dtype=self.dtype, device=atoms.positions.device)
+            return torch.zeros(*self.transfer.shape[:-3], ny, nx, dtype=self.dtype, device=atoms.positions.device)
         weights = atoms.occupancies * shares
         strengths = self.radial.coefficients(atoms) * weights[:, None]  # (atom, j)
         where, bells = bells_at(atoms.positions[:, [1, 0]] / self.pixel_size, self.shape, self.width)
         total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
-        parts = zip(strengths.to(self.dtype).split(4, 1), self.transfer.split(4), strict=True)
+        parts = zip(strengths.to(self.dtype).split(4, 1), self.transfer.split(4, -3), strict=True)
         for strength, transfer in parts:
             grids = _spread(where, bells.to(self.dtype), strength, self.shape)  # (j, y, x)
             spectra = torch.fft.rfft(grids)[..., : transfer.shape[-1]]  # no column beyond the band is transformed on
             spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))
-            for j in range(len(transfer)):
-                term = transfer[j, ..., None]
+            for j in range(transfer.shape[-3]):
+                term = transfer[..., j, :, :, None]
                 total = torch.addcmul(total, spectra[j], term) if total.ndim else spectra[j] * term
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
 
@@ -223,7 +224,7 @@ Factors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(elements (element,), k^2 (...)) -> factor (element, ...) of each element's radial function."""
 
 Fading = Callable[[torch.Tensor], torch.Tensor]
-"""k^2 (...) [1/Å^2] -> amplitude (...) that is left there."""
+"""k^2 (k,) [1/Å^2] -> amplitude (..., k) that is left there, in one state or in several."""
 
 
 def radial_basis(atoms: Atoms, factors: Factors, limit: float, tolerance: float, slopes: Factors | None) -> RadialBasis:
@@ -322,7 +323,8 @@ def potential_slices(
         Inner potential of the medium that the atoms displace [V]; 0 in vacuum. With it the slices hold the difference
         from the undisturbed medium.
     fading : callable, optional
-        k^2 (...) [1/Å^2] -> amplitude (...) that is left of all atoms there, by damage.
+        k^2 (k,) [1/Å^2] -> amplitude (..., k) that is left of all atoms there, by damage: in several states at once the
+        slices are (..., y, x), for little more work than in one.
     width : int
         Samples a bell covers; relative error 5e-5 for 6, 8e-6 for 7, 1.3e-6 for 8.
     dtype : torch.dtype, optional
@@ -414,11 +416,13 @@ def atom_slices(
     radial = radial_basis(atoms, factors, (BAND / (2 * pixel)) ** 2, bell_tolerance(width), slopes)
     bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
-    transfer = torch.zeros((*k2.shape, radial.rank), dtype=torch.float64, device=device)
-    factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]
-    transfer = transfer.index_put((inside,), radial(k2[inside]).T * factor[:, None])  # (y, x, j) [V Å^2]
     columns = int(inside.any(0).sum())
-    transfer = transfer[:, :columns].permute(2, 0, 1) / pixel_size**2  # a delta on the grid has weight 1 / pixel area
+    inside, k2, bell = (grid[:, :columns] for grid in (inside, k2, bell))
+    factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]  # (..., k)
+    values = radial(k2[inside]) * factor[..., None, :]  # (..., j, k) [V Å^2]
+    transfer = torch.zeros(*values.shape[:-1], k2.numel(), dtype=torch.float64, device=device)
+    transfer = transfer.index_copy(-1, inside.flatten().nonzero()[:, 0], values).unflatten(-1, k2.shape)
+    transfer = transfer / pixel_size**2  # a delta on the grid has weight 1 / pixel area
     height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices
     lower = height.detach().floor().long().clamp(0, max(n_slices - 2, 0))
     order = torch.argsort(lower, stable=True)

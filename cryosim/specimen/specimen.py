@@ -177,7 +177,7 @@ def tilted_slices(
     dtype: torch.dtype = torch.float32,
     atoms: Atoms | None = None,
     voltage: float | torch.Tensor | None = None,
-    moment: Moment | None = None,
+    moment: Moment | Sequence[Moment] | None = None,
 ) -> ImmersedSlices:
     """Slices of a specimen turned by R_z(axis_angle) R_y(angle) and displaced in the image plane.
 
@@ -198,9 +198,10 @@ def tilted_slices(
         `assemble(specimen)`, where the caller has it already.
     voltage : float or tensor (), optional
         [kV]; needed where the specimen has an absorption or damage, which depend on it.
-    moment : Moment, optional
+    moment : Moment or sequence of Moment, optional
         Which frame of which exposure, after how many electrons: damage and motion go by it, and the fluctuations of the
-        ice. When left out, the specimen is fresh and stands still.
+        ice. When left out, the specimen is fresh and stands still. Several frames of a specimen that stands still
+        make slices (frame, y, x) for little more work than one.
 
     Returns
     -------
@@ -228,10 +229,14 @@ def tilted_slices(
             "tilted_slices: the fluctuations of structured ice have no gradient in pixel_size or thickness; give "
             "them as numbers, or take Ice(structure='constant')."
         )
-    if moment is None:
-        moment, motion = Moment(), None
-    else:
-        motion = specimen.motion
+    moments = [Moment()] if moment is None else [moment] if isinstance(moment, Moment) else list(moment)
+    if len(moments) != 1 and (not moments or structured or specimen.motion is not None):
+        raise ValueError(
+            "tilted_slices: expected one moment, or several of a specimen without motion in ice without structure, got "
+            f"{len(moments)}. Ask for one at a time."
+        )
+    motion = None if moment is None else specimen.motion
+    moment = moments[0]
     atoms = displaced(assemble(specimen) if atoms is None else atoms, motion, moment)
     shift = _whole_shift(shift, drift_at(motion, moment))
     atoms = atoms.moved(tilt_rotation(angle, axis_angle), shift)
@@ -246,7 +251,7 @@ def tilted_slices(
     n_slices = 2 * math.ceil(reach / number(thickness)) + 1  # all lies within the centres
     grid = _Grid(shape, pixel_size, thickness, n_slices, parametrization, width, dtype)
     potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
-    source, volume = _molecules(specimen, atoms, grid, moment, voltage, structured or absorption is not None)
+    source, volume = _molecules(specimen, atoms, grid, moments, voltage, structured or absorption is not None)
     cosine = torch.cos(torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64)))
     return ImmersedSlices(
         source,
@@ -283,7 +288,7 @@ def _molecules(
     specimen: Specimen,
     atoms: Atoms,
     grid: _Grid,
-    moment: Moment,
+    moments: Sequence[Moment],
     voltage: float | torch.Tensor | None,
     volumes: bool,
 ) -> tuple[Slices | AtomSlices | SummedSlices, Slices | AtomSlices | SummedSlices | None]:
@@ -295,7 +300,7 @@ def _molecules(
     solvent = specimen.ice.inner_potential if specimen.ice else 0.0
     potentials, displaced_volumes = [], []
     for part, which in alike(specimen.damage, atoms):
-        fading = fading_of(specimen.damage, moment, voltage, which)
+        fading = fading_of(specimen.damage, moments, voltage, which)
         where = (grid.shape, grid.pixel_size, grid.thickness, grid.n_slices)
         how: dict = {"fading": fading, "width": grid.width, "dtype": grid.dtype}
         potentials.append(potential_slices(part, *where, grid.parametrization, solvent=solvent, **how))

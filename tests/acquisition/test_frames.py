@@ -120,6 +120,24 @@ def test_some_frames_alone(generator):
     assert torch.equal(some, every[[3, 1]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frames_side_by_side_are_those_one_by_one(dtype, generator, monkeypatch):
+    """Also with absorption, and for all classes of atoms."""
+    atoms = specimen(generator).molecules[0].replace(classes=torch.arange(60) % 6)
+    damage = cs.Damage(cs.CriticalExposure(), 1.0, torch.tensor([0, 0.1, 0.2, 0.3, 0, 0.1]))
+    fading = specimen(generator, damage).replace(molecules=(atoms,), ice=cs.Ice(45.0), absorption=cs.Absorption())
+    optics, sampling = OPTICS.replace(amplitude_contrast=0.0), SAMPLING.replace(dtype=dtype)
+    tilts = cs.TiltScheme([25.0], [30.0], frames=5)
+    seen = []
+    for pixels in (1, 2 * 64 * 64, 2**23):
+        monkeypatch.setattr("cryosim.acquisition.simulate.LARGEST_BATCH", pixels)
+        seen.append(cs.expected_frames(fading, tilts, optics, DETECTOR, 0, sampling=sampling))
+    assert not torch.allclose(seen[0][0], seen[0][4], rtol=1e-3)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0], rtol=tolerance, atol=0)
+
+
 # the series -----------------------------------------------------------------------------------------------------------
 
 
