@@ -133,8 +133,8 @@ truth = cs.potential_volume(still, (50, 72, 72), 4.0).values
 
 # %% [markdown]
 # **Halves.** Give each electron at random to one of two halves. They are independent (a thinned Poisson process is
-# two), so what their tomograms have in common is signal. The correlation of the halves needs no truth; that with the truth is
-# what it stands for.
+# two), so what their tomograms have in common is signal. The correlation of the halves needs no truth; that with the
+# truth is what it stands for.
 
 # %%
 halves: list[list[torch.Tensor]] = [[], []]
