@@ -15,6 +15,7 @@ The text is written here and not by mdocfile, whose writer merges blank-separate
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 import warnings
@@ -30,6 +31,8 @@ from cryosim.acquisition.series import Movie, TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.io.files import FormatError, read_text, write_text
 from cryosim.microscope.optics import Optics
+
+logging.getLogger("mdocfile").setLevel(logging.ERROR)  # it warns of every other spelling of a name, section by section
 
 _UNITS = {
     "spherical_aberration": "mm",

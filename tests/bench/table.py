@@ -31,7 +31,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-MODULES = ("tests.bench.potential", "tests.bench.scattering", "tests.bench.inverse", "tests.bench.eer")
+MODULES = (
+    "tests.bench.potential",
+    "tests.bench.scattering",
+    "tests.bench.inverse",
+    "tests.bench.eer",
+    "tests.bench.frames",
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import mdocfile
 import mrcfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryosim.acquisition.series import TiltSeries
+from cryosim.acquisition.series import Movie, TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.io import series as series_module
 from cryosim.io.files import FormatError
@@ -52,6 +53,37 @@ def test_round_trip(tmp_path, optics):
     for name in ("voltage", "defocus", "astigmatism", "spherical_aberration", "amplitude_contrast", "phase_shift"):
         expected = torch.as_tensor(getattr(optics, name), dtype=torch.float64)
         torch.testing.assert_close(torch.as_tensor(getattr(got.optics, name), dtype=torch.float64), expected, msg=name)
+
+
+def test_movies_come_back_in_the_order_of_exposure(tmp_path):
+    """And mdocfile, which is not ours, reads the same."""
+    series = example()
+    movies = tuple(Movie(f"frames/tilt {i}.eer", 100 + i) for i in range(len(series.tilts)))
+    write_series(tmp_path / "s.mrc", series.replace(movies=movies))
+    assert read_series(tmp_path / "s.mrc").movies == movies
+    table = mdocfile.read(tmp_path / "s.mrc.mdoc").sort_values("PriorRecordDose")
+    assert [Path(path).name for path in table.SubFramePath] == [Path(movie.path).name for movie in movies]
+    assert table.NumSubFrames.tolist() == [movie.frames for movie in movies]
+    for (doses,), movie, dose in zip(table.FrameDosesAndNumbers, movies, series.tilts.doses, strict=True):
+        assert doses[1] == movie.frames and doses[0] * doses[1] == pytest.approx(float(dose))
+    assert table.ExposureTime.tolist() == pytest.approx(series.tilts.exposure_times.tolist())
+
+
+def test_movies_of_a_windows_microscope(tmp_path, capsys):
+    """SerialEM's paths, and its other spelling of a name, without a word."""
+    series = example()
+    movies = tuple(Movie("x", 8) for _ in series.tilts.angles)
+    write_series(tmp_path / "s.mrc", series.replace(movies=movies))
+    mdoc = tmp_path / "s.mrc.mdoc"
+    text = mdoc.read_text().replace("SubFramePath = x", r"SubFramePath = D:\data\x_001[0.00].tif")
+    mdoc.write_text(text.replace("FrameDosesAndNumbers", "FrameDosesAndNumber"))
+    assert {movie.path for movie in read_series(tmp_path / "s.mrc").movies} == {"D:/data/x_001[0.00].tif"}
+    assert capsys.readouterr().err == ""
+
+
+def test_as_many_movies_as_tilts():
+    with pytest.raises(ValueError, match="TiltSeries.movies"):
+        example(movies=(Movie("x", 1),))
 
 
 def test_other_programs_see_ascending_angles_and_serialems_signs(tmp_path):
