@@ -20,7 +20,7 @@ from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
 from cryosim.specimen.atoms import CLASSES
-from cryosim.specimen.damage import CriticalExposure, Damage
+from cryosim.specimen.damage import CriticalExposure, Damage, voltage_factor
 from cryosim.specimen.ice import Absorption, Ice, rough_relief
 from cryosim.specimen.motion import Motion, beam_induced_motion, doming, stage_drift
 
@@ -75,13 +75,13 @@ class DamageSection(_Section):
     b_growth: float = Field(default=0.0, ge=0)
     """Growth of all B-factors besides that [Å^2 per e-/Å^2]; 1.7 to 4 is in use without critical_exposure."""
     loss: float = Field(default=0.0, ge=0)
-    """Rate at which atoms leave, of all but those below [1 per e-/Å^2]."""
-    carboxyl_loss: float = Field(default=0.0, ge=0)
-    """Of side-chain carboxyl groups [1 per e-/Å^2]."""
-    sulfur_loss: float = Field(default=0.0, ge=0)
-    """Of the sulfur of cysteine [1 per e-/Å^2]."""
-    metal_loss: float = Field(default=0.0, ge=0)
-    """Of metals [1 per e-/Å^2]."""
+    """Rate at which atoms leave [1 per e-/Å^2]."""
+    carboxyl_loss: float | None = Field(default=None, ge=0)
+    """Of side-chain carboxyl groups [1 per e-/Å^2]; null as the others."""
+    sulfur_loss: float | None = Field(default=None, ge=0)
+    """Of the sulfur of cysteine [1 per e-/Å^2]; null as the others."""
+    metal_loss: float | None = Field(default=None, ge=0)
+    """Of metals [1 per e-/Å^2]; null as the others."""
     water_diffusion: float = Field(default=1.1, ge=0)
     """Mean squared displacement of water [Å^2 per e-/Å^2]; for ice with the structure of water."""
 
@@ -132,7 +132,7 @@ class TiltSection(_Section):
     """Of all exposures together [e-/Å^2]."""
     axis_angle: float = Field(default=0.0, ge=-360, le=360)
     """In-plane angle of the tilt axis from y [deg]."""
-    frames: int = Field(default=1, ge=1, le=1000)
+    frames: int = Field(default=1, ge=1, le=200)
     """Of each exposure, in which damage and motion are computed anew; also those of a movie."""
     dose_rate: float = Field(default=3.0, gt=0)
     """[e-/Å^2/s]; with the camera's frame rate, how many camera frames an exposure takes."""
@@ -289,7 +289,7 @@ class RunConfig(_Section):
                 "expected optics.amplitude_contrast 0 where mean free paths are given, as both take the same "
                 f"electrons, got {self.optics.amplitude_contrast:g}"
             )
-        if section.damage.critical_exposure and not 99.99 < self.optics.voltage < 300.01:
+        if section.damage.critical_exposure and not _measured(self.optics.voltage):
             raise ValueError(
                 "expected optics.voltage between 100 and 300 kV, where critical exposures were measured, got "
                 f"{self.optics.voltage:g}. Set specimen.damage.critical_exposure to null for another"
@@ -332,6 +332,20 @@ def read_config(path: str | Path) -> RunConfig:
         return RunConfig.model_validate(given)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
+
+
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The configuration with some sections replaced.
+
+    Raises
+    ------
+    ConfigError
+        When they do not go together.
+    """
+    try:
+        return RunConfig.model_validate(config.model_dump() | sections)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
 
 def config_text(config: RunConfig) -> str:
@@ -379,7 +393,8 @@ def detector(config: RunConfig) -> Detector:
     gain, dark = None, None
     if section.gain_variation or section.dead_pixels:
         gain = (1 + section.gain_variation * torch.randn(section.shape, generator=generator)).clamp_min(0.05)
-        gain = gain / gain.mean() * (torch.rand(section.shape, generator=generator) >= section.dead_pixels)
+        gain = gain * (torch.rand(section.shape, generator=generator) >= section.dead_pixels)
+        gain = gain / gain[gain > 0].mean()
     if section.hot_pixels:
         dark = 0.1 * (torch.rand(section.shape, generator=generator) < section.hot_pixels)
     return made.replace(gain=gain, dark=dark)
@@ -394,12 +409,22 @@ def damage(config: RunConfig) -> Damage | None:
         usual = CriticalExposure()
         scale, offset = (section.critical_exposure * number(x) for x in (usual.scale, usual.offset))
         critical = CriticalExposure(scale, usual.exponent, offset)
-    loss = torch.tensor([special.get(name, 0.0) or section.loss for name in CLASSES], dtype=torch.float64)
+    losses = [special.get(name) for name in CLASSES]
+    loss = torch.tensor([section.loss if rate is None else rate for rate in losses], dtype=torch.float64)
     diffuses = config.specimen.ice is not None and config.specimen.ice.structure == "water" and section.water_diffusion
     if critical is None and not section.b_growth and not bool(loss.any()) and not diffuses:
         return None
-    within = 99.99 < config.optics.voltage < 300.01
-    return Damage(critical, section.b_growth, loss, section.water_diffusion, None if within else 1.0)
+    factor = None if critical is not None or _measured(config.optics.voltage) else 1.0
+    return Damage(critical, section.b_growth, loss, section.water_diffusion, factor)
+
+
+def _measured(voltage: float) -> bool:
+    """Whether it is known how much damage an electron of this voltage [kV] does."""
+    try:
+        voltage_factor(voltage)
+    except ValueError:
+        return False
+    return True
 
 
 def motion(config: RunConfig) -> Motion | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch
 import yaml
 
 from cryosim import config as configuration
-from cryosim.acquisition.series import Movie
+from cryosim.acquisition.series import Movie, TiltSeries
 from cryosim.acquisition.simulate import simulate
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.config import RunConfig
@@ -29,6 +31,7 @@ from cryosim.io.mrc import write_volume
 from cryosim.io.series import write_series
 from cryosim.io.star import write_poses
 from cryosim.io.structure import read_atoms
+from cryosim.microscope.counting import HOT
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 from cryosim.specimen.potential_volume import potential_volume
@@ -92,32 +95,49 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     _prepare(folder)
     detector = configuration.detector(config)
     tilts = configuration.tilt_scheme(config.tilts)
-    movies = None if config.output.movies == "none" else _Movies(config, folder, tilts, detector)
-    with _single_threads() as workers:
-        series = simulate(
-            specimen,
-            tilts,
-            configuration.optics(config.optics),
-            detector,
-            generator=generator,
-            sampling=configuration.sampling(config),
-            movies=movies,
-            supersampling=EER_PARTS if config.output.movies == "eer" else None,
-            workers=workers,
-            progress=lambda done, total: report("simulating tilts", done, total),
-        )
-    report("writing files", 0, 1)
+    movies = _Movies(config, folder, tilts, detector)
+    try:
+        with _single_threads() as workers:
+            series = simulate(
+                specimen,
+                tilts,
+                configuration.optics(config.optics),
+                detector,
+                generator=generator,
+                sampling=configuration.sampling(config),
+                movies=movies.write if movies.asked_for else None,
+                supersampling=EER_PARTS if config.output.movies == "eer" else None,
+                workers=workers,
+                progress=lambda done, total: report("simulating tilts", done, total),
+            )
+        report("writing files", 0, 1)
+        return _written(config, folder, specimen, detector, series, movies, report)
+    finally:
+        movies.close()
+
+
+def _written(
+    config: RunConfig,
+    folder: Path,
+    specimen: Specimen,
+    detector: Detector,
+    series: TiltSeries,
+    movies: _Movies,
+    report: Progress,
+) -> RunFiles:
+    """Write everything but the frames of the movies, the stack last."""
+    gain = _gain(detector)
     files = RunFiles(
         folder / f"{config.name}.mrc",
         folder / f"{config.name}_truth.mrc",
         folder / f"{config.name}_poses.star",
         folder / f"{config.name}_parameters.yaml",
-        None if movies is None else movies.folder,
-        None if detector.gain is None else folder / f"{config.name}_gain.mrc",
+        movies.folder if movies.asked_for else None,
+        None if gain is None else folder / f"{config.name}_gain.mrc",
         None if specimen.motion is None else folder / f"{config.name}_motion.npz",
     )
-    if files.gain is not None and detector.gain is not None:
-        write_gain(files.gain, detector.gain)
+    if files.gain is not None and gain is not None:
+        write_gain(files.gain, gain, movies="eer" if config.output.movies == "none" else config.output.movies)
     if files.motion is not None and specimen.motion is not None:
         write_motion(files.motion, specimen.motion)
     truth = true_volume(config, specimen)
@@ -134,24 +154,38 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     )
     with atomic_write(files.parameters) as path:
         path.write_text(yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    write_series(files.series, series if movies is None else series.replace(movies=tuple(movies.written)))
+    if movies.asked_for:
+        movies.put_in_place()
+        series = series.replace(movies=tuple(movies.written))
+    write_series(files.series, series)
     report("writing files", 1, 1)
     return files
 
 
+def _gain(detector: Detector) -> torch.Tensor | None:
+    """Sensitivity of the pixels with 0 for dead and for hot ones, as a gain reference marks them."""
+    if detector.gain is None and detector.dark is None:
+        return None
+    gain = torch.ones(detector.shape) if detector.gain is None else detector.gain
+    return gain if detector.dark is None else gain * (detector.dark <= HOT)
+
+
 class _Movies:
-    """Writes the frames of each exposure as it is counted, and remembers where."""
+    """Writes the frames of each exposure as it is counted, aside, and puts them in place when all of them are there."""
 
     def __init__(self, config: RunConfig, folder: Path, tilts: TiltScheme, detector: Detector) -> None:
+        self.asked_for = config.output.movies != "none"
         self.folder = folder / f"{config.name}_frames"
-        self.folder.mkdir(exist_ok=True)
         self.written: list[Movie] = []
         self._config, self._tilts, self._detector = config, tilts, detector
+        self._aside = folder / f".{config.name}_frames.{secrets.token_hex(4)}"
+        if self.asked_for:
+            self._aside.mkdir()
 
-    def __call__(self, which: int, frames: list[Events] | torch.Tensor) -> None:
+    def write(self, which: int, frames: list[Events] | torch.Tensor) -> None:
+        """The frames of one exposure."""
         suffix = {"eer": "eer", "mrc": "mrc", "tiff": "tif"}[self._config.output.movies]
-        angle = float(self._tilts.angles[which])
-        path = self.folder / f"{self._config.name}_{which:03d}_{angle:.2f}.{suffix}"
+        path = self._aside / f"{self._config.name}_{which:03d}_{float(self._tilts.angles[which]):.2f}.{suffix}"
         pixel_size = self._config.detector.pixel_size
         if isinstance(frames, torch.Tensor):
             write_movie(path, frames, pixel_size)
@@ -170,6 +204,18 @@ class _Movies:
                     frame_rate=self._detector.frame_rate,
                 )
         self.written.append(Movie(f"{self.folder.name}/{path.name}", number))
+
+    def put_in_place(self) -> None:
+        """In one step each: the movies of an earlier run out of the way, these in."""
+        old = self._aside.with_name(f"{self._aside.name}.old")
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(self._aside, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        """Nothing stays behind of a run that did not come to its end."""
+        shutil.rmtree(self._aside, ignore_errors=True)
 
 
 @contextmanager

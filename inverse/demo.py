@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from cryosim import config as configuration
 from cryosim.acquisition.frames import dose_weights, sum_frames
 from cryosim.acquisition.series import TiltSeries
 from cryosim.config import RunConfig
@@ -21,6 +22,7 @@ from cryosim.microscope.counting import gain_corrected
 from cryosim.microscope.detector import Detector
 from cryosim.plot import ortho_slices, to_png
 from cryosim.run import Progress, run
+from cryosim.specimen.damage import Damage
 from inverse.metrics.fsc import ShellCorrelation, fsc, measured_region
 from inverse.reconstruction import Method, reconstruct
 from inverse.report import write_report
@@ -72,17 +74,18 @@ def demo(
     """
     config = config or (events_config() if events else RunConfig(name="demo"))
     if events:
-        config = RunConfig.model_validate(config.model_dump() | {"output": {"movies": "eer"}})
+        config = configuration.changed(config, output={"movies": "eer"})
     report = progress or (lambda what, done, total: None)
     files = run(config, folder, base=base, progress=report)
     series, truth = read_series(files.series), read_volume(files.truth)
     if events:
-        tilts = series.tilts.replace(frames=config.tilts.frames)
         series = from_events(
-            series.replace(tilts=tilts),
+            series,
             Path(folder),
-            None if files.gain is None else read_volume(files.gain, pixel_size=1.0).values[0],
-            lambda done, total: report("reading electrons", done, total),
+            frames=config.tilts.frames,
+            gain=None if files.gain is None else read_volume(files.gain, pixel_size=1.0).values[0],
+            damage=configuration.damage(config),
+            progress=lambda done, total: report("reading electrons", done, total),
         )
     voxel = float(series.pixel_size)
     depth, rows, width = truth.values.shape
@@ -149,13 +152,16 @@ def events_config() -> RunConfig:
 def from_events(
     series: TiltSeries,
     folder: Path,
+    *,
+    frames: int,
     gain: torch.Tensor | None = None,
+    damage: Damage | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TiltSeries:
     """The series whose images are made anew from its EER files.
 
-    The camera frames of each exposure are added up in `TiltScheme.frames` groups and divided by the gain; the groups
-    are weighted at each frequency by what the dose has left there, and summed.
+    The camera frames of each exposure are added up in groups and divided by the gain; the groups are weighted at each
+    frequency by what the dose has left there, and summed.
 
     Parameters
     ----------
@@ -163,22 +169,28 @@ def from_events(
         With movies.
     folder : Path
         From which their paths start.
+    frames : int
+        How many groups an exposure is divided into.
     gain : tensor (y, x), optional
-        Relative sensitivity of the pixels.
+        Relative sensitivity of the pixels, 0 where one is dead or hot.
+    damage : Damage, optional
+        Of the specimen; without it the groups have equal weights.
     progress : callable, optional
         Called with (exposures done, exposures in all).
     """
     if series.movies is None:
         raise ValueError("from_events: expected a series with movies. Its .mdoc has to name them (SubFramePath).")
-    tilts, (ny, nx) = series.tilts, series.images.shape[1:]
+    tilts, (ny, nx) = series.tilts.replace(frames=frames), series.images.shape[1:]
     voltage = 300.0 if series.optics is None else series.optics.voltage
     camera = Detector((ny, nx), series.pixel_size, gain=gain)
     images = []
     for i, movie in enumerate(series.movies):
-        frames = render_eer(folder / movie.path, frames=movie.frames // tilts.frames).to(series.images)
-        moments = [tilts.moment(i, f) for f in range(tilts.frames)]
-        weights = dose_weights(moments, (ny, nx), series.pixel_size, voltage)
-        images.append(sum_frames(gain_corrected(frames, camera), weights=weights))
+        groups = render_eer(folder / movie.path, frames=movie.frames // frames).to(series.images)
+        moments = [tilts.moment(i, f) for f in range(frames)]
+        weights = None
+        if damage is not None:
+            weights = dose_weights(moments, (ny, nx), series.pixel_size, voltage, damage)
+        images.append(sum_frames(gain_corrected(groups, camera), weights=weights))
         if progress:
             progress(i + 1, len(tilts))
     return series.replace(images=torch.stack(images))

@@ -59,26 +59,38 @@ def sum_frames(
     Parameters
     ----------
     frames : tensor (..., frame, y, x)
-        [e-/px].
+        [e-/px]; whole numbers are taken as float32.
     pixel_size : float or tensor ()
         [Å], in which the shifts are counted.
     shifts : tensor (..., frame, 2), optional
         (x, y) by which the content of each frame is displaced [Å]; it is moved back.
     weights : tensor (frame, y, x // 2 + 1), optional
-        As of `dose_weights`. The sum keeps the mean of the plain one, and the noise keeps its power: at each frequency
-        it is divided by the root mean square of the weights, which are all 1 at frequency zero (Grant & Grigorieff
-        2015, doi:10.7554/eLife.06980).
+        As of `dose_weights`. Noise keeps its power: at each frequency the sum is divided by the root mean square of the
+        weights (Grant & Grigorieff 2015, doi:10.7554/eLife.06980). At frequency zero it is the plain sum.
 
     Returns
     -------
     tensor (..., y, x)
         [e-/px].
+
+    Raises
+    ------
+    ValueError
+        When shifts or weights are not one a frame, or the weights are of another size.
     """
+    frames = frames if frames.is_floating_point() else frames.float()
+    n, (ny, nx) = frames.shape[-3], frames.shape[-2:]
+    if shifts is not None and shifts.shape[-2:] != (n, 2):
+        raise ValueError(f"sum_frames.shifts: expected (..., {n}, 2) [Å], got {tuple(shifts.shape)}.")
+    if weights is not None and tuple(weights.shape) != (n, ny, nx // 2 + 1):
+        raise ValueError(f"sum_frames.weights: expected ({n}, {ny}, {nx // 2 + 1}), got {tuple(weights.shape)}.")
     if shifts is not None:
         frames = shifted(frames, -shifts / pixel_size)
     if weights is None:
         return frames.sum(-3)
-    weights = weights.to(frames)
-    share = weights / weights.square().mean(0).sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
+    largest = weights.amax(0)  # divided by first: where little is left its square is 0 in any precision
+    weights = torch.where(largest > 0, weights / torch.where(largest > 0, largest, 1.0), 1.0)
+    share = (weights / weights.square().mean(0).sqrt()).to(frames)
+    share = torch.where(torch.arange(ny * (nx // 2 + 1), device=share.device).view(ny, -1) == 0, 1.0, share)
     spectrum = (torch.fft.rfft2(frames) * share).sum(-3)
     return torch.fft.irfft2(spectrum, s=frames.shape[-2:])

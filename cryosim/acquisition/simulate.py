@@ -15,10 +15,10 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
-from cryosim.core.fourier import BAND, fast_length, number
+from cryosim.core.fourier import BAND, SamplingWarning, fast_length, number
 from cryosim.core.record import Record, static
-from cryosim.microscope.counting import gain_corrected, sample_counts, sample_events
-from cryosim.microscope.detector import Detector
+from cryosim.microscope.counting import gain_corrected, recorded_counts, sample_counts, sample_events
+from cryosim.microscope.detector import Detector, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
@@ -34,6 +34,9 @@ LARGEST_DOSE = 1e9
 
 LARGEST_BATCH = 2**23
 """Pixels of the simulated waves of frames that are computed side by side."""
+
+_KEPT = 0.7
+"""Share of the electrons below which a camera is told to be too slow."""
 
 _USUAL_LOSS = 50.0
 """Energy [eV] that few electrons lose more than: those that do make an even background."""
@@ -229,6 +232,22 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], torch.Tensor], n: int
         yield done
 
 
+def _check_dose_rate(tilts: TiltScheme, detector: Detector) -> None:
+    """Warn where the camera is so slow that it misses many of the electrons."""
+    electrons = tilts.dose_rate * number(detector.pixel_size) ** 2 * number(quantum_efficiency(detector))
+    rate = torch.tensor([[electrons / detector.frame_rate]], dtype=torch.float64)  # [e- / (px · frame)]
+    flat = detector.replace(shape=(1, 1), gain=None, dark=None)
+    kept = float(recorded_counts(rate, flat.replace(dqe=1.0, nps=None)) / rate)
+    if kept < _KEPT:
+        warnings.warn(
+            f"simulate: at {tilts.dose_rate:g} e-/Å^2/s the camera records {kept:.0%} of the electrons it detects, "
+            f"{float(rate):.2g} per pixel in each of its frames ({detector.frame_rate:g} a second). "
+            f"{0.015 / float(rate) * tilts.dose_rate:.2g} e-/Å^2/s would be usual: set TiltScheme.dose_rate.",
+            SamplingWarning,
+            stacklevel=3,
+        )
+
+
 def simulate(
     specimen: Specimen,
     tilts: TiltScheme,
@@ -270,7 +289,9 @@ def simulate(
         Called with (exposure, its frames) once each exposure is counted: counts (frame, y, x) [e-/px] as the camera
         gives them, or, with `supersampling`, a list of one `Events` a frame, of the camera frames taken in it.
     supersampling : int, optional
-        Count single electrons and tell so many places along each side of a pixel; 4 is what EER files hold.
+        Count single electrons and tell so many places along each side of a pixel; 4 is what EER files hold. Detail
+        beyond the pixels' Nyquist frequency then comes in, as it does in a camera, and aliases in their sums. An image
+        of 4096^2 with 4 places needs some 20 GB for each worker.
     workers : int
         Exposures computed at once, each by a thread of its own. Worth more than threads inside a transform of these
         sizes: set torch's own to one then.
@@ -281,16 +302,22 @@ def simulate(
     -------
     TiltSeries
         Images (tilt, y, x) [e-/px]: whole numbers, the sums of the frames as they are; divided by the gain where the
-        detector has one, and without its defects.
+        detector has one, and without its defects. The likelihood of a detector with gain is that of what `movies` gets.
+
+    Warns
+    -----
+    SamplingWarning
+        When the dose rate is so high that the camera misses more than 30 % of the electrons.
 
     Raises
     ------
     ValueError
-        When a dose is negative, not a number or beyond counting, or from the parts.
+        When a dose is beyond counting, or from the parts.
     """
-    if not ((tilts.doses >= 0) & (tilts.doses <= LARGEST_DOSE)).all():
+    if not (tilts.doses <= LARGEST_DOSE).all():
         raise ValueError(f"simulate: expected TiltScheme.doses between 0 and {LARGEST_DOSE:g} e-/Å^2 each.")
     sampling = sampling or sampling_for(detector, optics)
+    _check_dose_rate(tilts, detector)
     atoms = assemble(specimen)
     fine = 1 if supersampling is None else supersampling
     how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}

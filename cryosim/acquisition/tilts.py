@@ -58,6 +58,10 @@ class TiltScheme(Record):
             raise ValueError(f"TiltScheme.shifts: expected ({n[0]}, 2), got {tuple(self.shifts.shape)}.")
         if not (self.angles.detach().abs() < 90).all():
             raise ValueError("TiltScheme.angles: expected angles between -90 and 90 degrees, exclusive.")
+        if not bool(((self.doses.detach() >= 0) & (self.doses.detach() < math.inf)).all()):
+            raise ValueError(
+                f"TiltScheme.doses: expected finite doses of 0 or more [e-/Å^2], got {self.doses.tolist()}."
+            )
         if self.frames < 1 or self.frames != int(self.frames):
             raise ValueError(f"TiltScheme.frames: expected a whole number of 1 or more, got {self.frames}.")
         if not 0 < self.dose_rate < math.inf:
@@ -101,7 +105,8 @@ class TiltScheme(Record):
         thickness, mean_free_path : float
             [Å]; the path at this voltage, see `mean_free_path`.
         """
-        return self._weighted(torch.exp(thickness / mean_free_path / torch.cos(torch.deg2rad(self.angles))))
+        paths = thickness / mean_free_path / torch.cos(torch.deg2rad(self.angles))
+        return self._weighted(torch.exp(paths - paths.max()))
 
     def cosine_compensated(self, power: float = 1.0) -> TiltScheme:
         """The same total dose, shared as 1 / cos(tilt)^power, as data collection software does."""

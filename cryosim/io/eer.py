@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,7 +219,7 @@ def read_eer(path: str | Path, frames: tuple[int, int] | None = None) -> Events:
         When the file does not have these frames.
     """
     layout = read_layout(path)
-    start, stop = (0, len(layout.strips)) if frames is None else _checked(layout, [frames])[0]
+    start, stop = (0, len(layout.strips)) if frames is None else _range(layout, frames)
     numbers, ys, xs = [], [], []
     for i, decoded in enumerate(decoded_frames(layout, start, stop)):
         y, x = _places(layout, *decoded)
@@ -368,7 +369,13 @@ def _groups(layout: Layout, frames: int | Sequence[tuple[int, int]] | None) -> l
         if not 1 <= frames <= n:
             raise ValueError(f"{layout.path}: frames: expected 1 to {n} camera frames an image, got {frames}.")
         frames = [(start, start + frames) for start in range(0, n - frames + 1, frames)]
-    groups = _checked(layout, frames)
+    try:
+        ranges = list(frames)
+    except TypeError:
+        ranges = []
+    if not ranges:
+        raise ValueError(f"{layout.path}: frames: expected a whole number or ranges (start, stop), got {frames!r}.")
+    groups = [_range(layout, each) for each in ranges]
     if (longest := max(stop - start for start, stop in groups)) > _MOST_FRAMES:
         raise ValueError(
             f"{layout.path}: frames: expected at most {_MOST_FRAMES} in an image, got {longest}. Add up parts of them."
@@ -376,12 +383,16 @@ def _groups(layout: Layout, frames: int | Sequence[tuple[int, int]] | None) -> l
     return groups
 
 
-def _checked(layout: Layout, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _range(layout: Layout, frames: tuple[int, int]) -> tuple[int, int]:
+    """The first and one past the last camera frame, if the file has them."""
     n = len(layout.strips)
-    checked = [(int(start), int(stop)) for start, stop in ranges]
-    if not checked or not all(0 <= start < stop <= n for start, stop in checked):
-        raise ValueError(f"{layout.path}: frames: expected ranges (start, stop) within 0 to {n}, got {checked}.")
-    return checked
+    try:
+        start, stop = (operator.index(i) for i in frames)
+    except (TypeError, ValueError):
+        start, stop = 0, 0
+    if not 0 <= start < stop <= n:
+        raise ValueError(f"{layout.path}: frames: expected whole (start, stop) within 0 to {n}, got {frames!r}.")
+    return start, stop
 
 
 def _frames_of_dose(layout: Layout, dose: float) -> int:

@@ -147,6 +147,7 @@ def read_mdoc(path: str | Path) -> Mdoc:
     sections = [sections[i] for i in order]
     angles = [_needed(path, z, "TiltAngle", s.TiltAngle) for z, s in zip(order, sections, strict=True)]
     tilts = scheme(path, angles, _doses(path, sections), _axis_angle(path, parsed.titles, sections))
+    tilts = _timed(tilts, [s.ExposureTime for s in sections])
     voltage = _first_of(head.Voltage, *(s.Voltage for s in sections))
     targets = [s.TargetDefocus for s in sections]
     defocus = None if None in targets else torch.tensor([-1e4 * t + 0.0 for t in targets], dtype=torch.float64)  # type: ignore[operator]
@@ -310,6 +311,14 @@ def _axis_angle(path: Path, titles: Sequence[str], sections: Sequence) -> float:
             return _number(path, "title, Tilt axis angle", found.group(1))
     rotation = sections[0].RotationAngle
     return 0.0 if rotation is None else _within_180(_needed(path, 0, "RotationAngle", rotation) - 90)
+
+
+def _timed(tilts: TiltScheme, times: Sequence[float | None]) -> TiltScheme:
+    """The scheme with the mean dose rate, where the file tells how long the exposures took."""
+    total = sum(time for time in times if time is not None and time > 0)
+    if None in times or not 0 < total < math.inf or not bool((tilts.doses > 0).all()):
+        return tilts
+    return tilts.replace(dose_rate=float(tilts.doses.sum()) / total)
 
 
 def _movies(sections: Sequence) -> tuple[Movie, ...] | None:

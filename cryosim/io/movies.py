@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import tifffile
@@ -123,35 +123,43 @@ def read_movie(path: str | Path, *, pixel_size: float | None = None) -> tuple[to
     return movie, spacing
 
 
-def write_gain(path: str | Path, gain: torch.Tensor) -> None:
-    """Write the gain reference of an EER file, as RELION and Warp take it.
+def write_gain(path: str | Path, gain: torch.Tensor, *, movies: Literal["eer", "mrc", "tiff"] = "eer") -> None:
+    """Write the gain reference of movies, as RELION and Warp take it.
+
+    RELION divides EER files by an .mrc, and multiplies MRC and TIFF files with it. So the .mrc holds the relative
+    sensitivity for the first, and for the others the factors, mean over sensitivity, or 0 where a pixel is defect.
 
     Parameters
     ----------
     path : str or path
-        .mrc holds the relative sensitivity itself, by which images of EER files are divided. .gain is a TIFF file of
-        the factors, mean over sensitivity, its rows in the order of the EER file's: RELION does not reverse them. For
-        movies that are MRC or TIFF files RELION multiplies with an .mrc too, so give it no .mrc written here.
+        .mrc, or for EER files .gain: a TIFF file of the factors, its rows in the order of the EER file's, since RELION
+        does not reverse them.
     gain : tensor (y, x)
         Relative sensitivity of each pixel: recorded over true counts; 0 marks a pixel that is defect.
+    movies : {"eer", "mrc", "tiff"}
+        What the movies are written as.
 
     Raises
     ------
     ValueError
-        When the suffix is another, or `gain` is not an image of finite numbers of at least 0, not all of them 0.
+        When the suffix or the kind of movies is another, or `gain` is not an image of finite numbers of at least 0, not
+        all of them 0.
     """
     path = Path(path)
-    if path.suffix not in (".mrc", ".gain"):
-        raise ValueError(f"{path}: suffix: expected .mrc or .gain, got {path.suffix!r}.")
+    if movies not in ("eer", "mrc", "tiff"):
+        raise ValueError(f'{path}: movies: expected "eer", "mrc" or "tiff", got {movies!r}.')
+    suffixes = (".mrc", ".gain") if movies == "eer" else (".mrc",)
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path}: suffix: expected {' or '.join(suffixes)} for {movies} movies, got {path.suffix!r}.")
     gain = gain.detach().cpu()
     if gain.ndim != 2 or not gain.numel() or not bool((torch.isfinite(gain) & (gain >= 0)).all()) or not gain.any():
         raise ValueError(f"{path}: gain: expected (y, x), finite and at least 0, not all 0, got {tuple(gain.shape)}.")
-    if path.suffix == ".mrc":
-        return write_stack(path, gain[None], 1.0, dtype="float32")
     good = gain > 0
-    factors = torch.where(good, gain[good].double().mean() / gain, 0.0).numpy().astype(np.float32)
+    factors = torch.where(good, gain[good].double().mean() / gain, 0.0)
+    if path.suffix == ".mrc":
+        return write_stack(path, (gain if movies == "eer" else factors)[None], 1.0, dtype="float32")
     with atomic_write(path) as temporary, tifffile.TiffWriter(temporary) as writer:
-        _write_page(writer, factors, 1.0)
+        _write_page(writer, factors.numpy().astype(np.float32), 1.0)
 
 
 def _kind(path: Path) -> str:

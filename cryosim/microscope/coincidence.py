@@ -11,6 +11,7 @@ from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 
 _EVENTS_AT_ONCE = 2**18
+_PIXELS_AT_ONCE = 2**22
 _MOST_PAIRS = 2**24
 
 
@@ -35,28 +36,25 @@ def draw_events(
         When too many electrons fall in one frame.
     """
     ny, nx = (n // s for n in electrons.shape)
-    per_frame = electrons / frames
     radius = number(detector.coincidence_radius)
     border = math.ceil(radius) if radius > 0 else 0
-    if border:
-        per_frame = torch.nn.functional.pad(per_frame[None, None], (border * s,) * 4, mode="replicate")[0, 0]
-    dark = None if detector.dark is None else detector.dark.to(per_frame)
-    total = float(per_frame.sum()) + (0.0 if dark is None else float(dark.sum()))
-    _check_pairs(per_frame, total, radius, s)
-    at_once = max(_EVENTS_AT_ONCE, per_frame.numel() // 8)  # large images are not worth drawing for few events
+    dark = None if detector.dark is None else detector.dark.to(electrons)
+    total = float(electrons.sum(dtype=torch.float64)) / frames + (0.0 if dark is None else float(dark.sum()))
+    _check_pairs(float(electrons.max()) / frames if electrons.numel() else 0.0, total, radius, s)
+    at_once = max(_EVENTS_AT_ONCE, electrons.numel() // 32)  # large images are not worth drawing for few events
     together = min(frames, max(1, int(at_once / max(total, 1e-9))))
     parts = []
     for start in range(0, frames, together):
         count = min(together, frames - start)
-        drawn = _scattered(per_frame, count, s, generator)  # frame, row, column, y, x, moment
-        drawn = (drawn[0], drawn[1] - border, drawn[2] - border, *drawn[3:])
+        drawn = _scattered(electrons, 1 / frames, count, s, border, generator)  # frame, row, column, y, x, moment
         if border:
             frame, row, column, y, x, moment = drawn
             inside = (row >= 0) & (row < ny) & (column >= 0) & (column < nx)
             kept = inside & ~_coincident(frame, row + y.double(), column + x.double(), moment, radius)
             drawn = tuple(v[kept] for v in drawn)
         if dark is not None:
-            drawn = tuple(torch.cat(v) for v in zip(drawn, _scattered(dark, count, 1, generator), strict=True))
+            more = _scattered(dark, 1.0, count, 1, 0, generator)
+            drawn = tuple(torch.cat(v) for v in zip(drawn, more, strict=True))
         frame, row, column, y, x, moment = drawn
         order = moment.argsort()
         pixel = ((frame * ny + row) * nx + column)[order]
@@ -72,19 +70,33 @@ def draw_events(
 
 
 def _scattered(
-    per_frame: torch.Tensor, frames: int, s: int, generator: torch.Generator | None
+    electrons: torch.Tensor, share: float, frames: int, s: int, border: int, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, ...]:
-    """Frame, row, column, place in the pixel (y, x) and moment in the frame of each electron of a Poisson process."""
-    hits = torch.poisson(per_frame * frames, generator=generator).flatten()
-    which = hits.nonzero()[:, 0]
-    which = which.repeat_interleave(hits[which].long())
-    n, where = len(which), {"dtype": per_frame.dtype, "device": per_frame.device}
-    frame = torch.randint(frames, (n,), generator=generator, device=per_frame.device)
-    down, along = which // per_frame.shape[1], which % per_frame.shape[1]  # sub-pixels
+    """Frame, row, column, place in the pixel (y, x) and moment in the frame of each electron of a Poisson process.
+
+    Of `electrons` (s y, s x) each frame has a `share`. The image goes on for `border` pixels as at its edges, at rows
+    and columns from -border. Drawn some rows at a time: nothing as large as the image is made.
+    """
+    device, edge = electrons.device, border * s
+    ny, nx = electrons.shape
+    columns = torch.arange(-edge, nx + edge, device=device).clamp(0, nx - 1)
+    band = max(1, _PIXELS_AT_ONCE // len(columns))
+    found = []
+    for start in range(-edge, ny + edge, band):
+        rows = torch.arange(start, min(start + band, ny + edge), device=device).clamp(0, ny - 1)
+        means = electrons[rows][:, columns] if border else electrons[rows]
+        hits = torch.poisson(means.clamp_min(0) * (share * frames), generator=generator).flatten()
+        which = hits.nonzero()[:, 0]
+        which = which.repeat_interleave(hits[which].long())
+        found.append(which + (start + edge) * len(columns))
+    which = torch.cat(found)
+    n, where = len(which), {"dtype": electrons.dtype, "device": device}
+    frame = torch.randint(frames, (n,), generator=generator, device=device)
+    down, along = which // len(columns), which % len(columns)  # sub-pixels
     y = (down % s + torch.rand(n, generator=generator, **where)) / s
     x = (along % s + torch.rand(n, generator=generator, **where)) / s
-    moment = torch.rand(n, generator=generator, dtype=torch.float64, device=per_frame.device)
-    return frame, down // s, along // s, y, x, moment
+    moment = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+    return frame, down // s - border, along // s - border, y, x, moment
 
 
 def _coincident(
@@ -123,8 +135,8 @@ def _within(pixel: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     return torch.minimum(left + offset, torch.nextafter(left + 1, left))
 
 
-def _check_pairs(per_frame: torch.Tensor, total: float, radius: float, s: int) -> None:
-    neighbours = math.pi * (radius * s) ** 2 * float(per_frame.max()) if per_frame.numel() else 0.0
+def _check_pairs(most: float, total: float, radius: float, s: int) -> None:
+    neighbours = math.pi * (radius * s) ** 2 * most
     if neighbours * total / 2 > _MOST_PAIRS:
         raise ValueError(
             f"sample_events.frames: expected few electrons of a frame within the coincidence radius of another, got "

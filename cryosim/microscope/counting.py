@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 
-from cryosim.core.fourier import number, squared_frequencies
+from cryosim.core.fourier import SamplingWarning, number, squared_frequencies
 from cryosim.core.record import hidden
 from cryosim.microscope.coincidence import draw_events
 from cryosim.microscope.detector import Detector, nps
@@ -96,8 +97,8 @@ def sample_counts(
     Parameters
     ----------
     expected : tensor (..., y, x)
-        Detectable electrons of the whole exposure, as `expected_counts` returns them [e-/px]. Slightly negative values,
-        from rounding or ringing, count as 0.
+        Detectable electrons of the whole exposure, as `expected_counts` returns them [e-/px]. Negative values, from
+        rounding or ringing, count as 0.
     detector : Detector
     frames : int
         Camera frames of the exposure.
@@ -112,7 +113,12 @@ def sample_counts(
     Raises
     ------
     ValueError
-        When there are no frames, or `expected` is not finite or clearly negative.
+        When there are no frames, or `expected` is not finite, or negative without a positive value.
+
+    Warns
+    -----
+    SamplingWarning
+        When `expected` rings to less than -5 % of its largest value.
     """
     _check_expected("sample_counts", expected)
     electrons = _electrons(expected, detector).clamp_min(0)
@@ -143,10 +149,15 @@ def sample_events(
     With a noise power spectrum these are the events before they are rendered: drawn from `expected` over the
     filter h of `sample_counts`.
 
+    Sub-pixels carry detail beyond the pixels' own Nyquist frequency, as a camera's electrons do, and sums of events
+    over pixels are aliased by it; pixels (supersampling 1) are cut there. The two differ by 3 to 20 % rms of the
+    contrast of a bare protein at the curve of Falcon 4i, and by more for an ideal detector.
+
     Parameters
     ----------
     expected : tensor (y, x) or (supersampling * y, supersampling * x)
-        Detectable electrons of the whole exposure [e-/px] or [e-/sub-pixel]; the sub-pixels of a pixel sum to it.
+        Detectable electrons of the whole exposure [e-/px] or [e-/sub-pixel]; the sub-pixels of a pixel sum to it, but
+        for the detail beyond its Nyquist frequency. Negative values, from rounding or ringing, count as 0.
     detector : Detector
     frames : int
         Camera frames of the exposure.
@@ -163,8 +174,13 @@ def sample_events(
     Raises
     ------
     ValueError
-        When the shape does not fit, there are no frames, `expected` is not finite or clearly negative, or so many
-        electrons fall in one frame that their coincidences cannot be listed.
+        When the shape does not fit, there are no frames, `expected` is not finite, or negative without a positive
+        value, or so many electrons fall in one frame that their coincidences cannot be listed.
+
+    Warns
+    -----
+    SamplingWarning
+        When `expected` rings to less than -5 % of its largest value.
     """
     refuse_transforms("sample_events")
     _check_expected("sample_events", expected)
@@ -175,7 +191,7 @@ def sample_events(
             f"sample_events.expected: expected one image, of shape (y, x) or {supersampling} times (y, x), got "
             f"{tuple(expected.shape)}. Give one image at a time, and its supersampling."
         )
-    electrons = _electrons(expected, detector, supersampling).clamp_min(0)
+    electrons = _electrons(expected, detector, supersampling)
     with torch.no_grad():
         events = draw_events(electrons.detach(), detector, frames, supersampling, generator)
     y, x = (without_derivative(at, electrons) for at in (events.y, events.x))
@@ -186,7 +202,7 @@ def gain_corrected(counts: torch.Tensor, detector: Detector) -> torch.Tensor:
     """Counts over the gain; dead and hot pixels become the mean of their good neighbours.
 
     Dead pixels have gain 0, hot ones dark events above `HOT`. The neighbours are the 3 x 3 pixels about one; where none
-    of them is good, 5 x 5, and so on.
+    of them is good, 5 x 5, then 9 x 9, and so on, the reach doubled each time.
 
     Parameters
     ----------
@@ -217,13 +233,16 @@ def gain_corrected(counts: torch.Tensor, detector: Detector) -> torch.Tensor:
         raise ValueError(
             "gain_corrected: expected some good pixels, got none. Look at Detector.gain and Detector.dark."
         )
-    weights = good.to(counts.dtype)
-    reach, missing = 1, ~good
-    while missing.any():
-        near, total = _box_sum(weights, reach), _box_sum(corrected * weights, reach)
-        fill = missing & (near > 0.5)
-        corrected = torch.where(fill, total / near.clamp_min(1), corrected)
-        reach, missing = reach + 1, missing & ~fill
+    y, x = (~good).nonzero(as_tuple=True)
+    if not len(y):
+        return corrected
+    tables = [_sums(values) for values in (good, torch.where(good, corrected, 0.0))]
+    corrected, reach = corrected.clone(), 1
+    while len(y):
+        near, total = (_box_sum(table, y, x, reach) for table in tables)
+        found = near > 0
+        corrected[..., y[found], x[found]] = (total[..., found] / near[found]).to(corrected.dtype)
+        y, x, reach = y[~found], x[~found], 2 * reach
     return corrected
 
 
@@ -349,12 +368,16 @@ def _apart(radius: torch.Tensor) -> torch.Tensor:
     return torch.where(radius <= 1, near, torch.where(u < 2, far, 1.0))
 
 
-def _box_sum(image: torch.Tensor, reach: int) -> torch.Tensor:
-    """Sum (..., y, x) over the (2 reach + 1)^2 pixels about each one."""
-    side = 2 * reach + 1
-    flat = image.reshape(-1, 1, *image.shape[-2:])
-    mean = torch.nn.functional.avg_pool2d(flat, side, stride=1, padding=reach, divisor_override=1)
-    return mean.reshape(image.shape)
+def _sums(image: torch.Tensor) -> torch.Tensor:
+    """Sums (..., y + 1, x + 1) float64 over all the pixels before each corner of pixels."""
+    return torch.nn.functional.pad(image.double().cumsum(-2).cumsum(-1), (1, 0, 1, 0))
+
+
+def _box_sum(sums: torch.Tensor, y: torch.Tensor, x: torch.Tensor, reach: int) -> torch.Tensor:
+    """Sum (..., n) over the (2 reach + 1)^2 pixels about the pixels y, x (n,), as far as they lie in the image."""
+    top, left = (v.sub(reach).clamp_min(0) for v in (y, x))
+    bottom, right = (v.add(reach + 1).clamp_max(n - 1) for v, n in zip((y, x), sums.shape[-2:], strict=True))
+    return sums[..., bottom, right] - sums[..., top, right] - sums[..., bottom, left] + sums[..., top, left]
 
 
 def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -397,8 +420,18 @@ def _check_expected(name: str, expected: torch.Tensor) -> None:
     if hidden() or not expected.numel():
         return
     low, high = (float(v) for v in torch.aminmax(expected.detach()))
-    if not (math.isfinite(low) and math.isfinite(high) and low >= -1e-6 - 0.05 * max(high, 0.0)):
+    rings = low < -1e-6 - 0.05 * max(high, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)) or (rings and high <= 0):
         raise ValueError(
             f"{name}.expected: expected finite mean counts of at least 0 [e-/px], got {low:g} to {high:g}. "
             "Give what `expected_counts` returns."
+        )
+    if rings:
+        values = expected.detach()
+        share = float(values.clamp_max(0).sum(dtype=torch.float64) / values.clamp_min(0).sum(dtype=torch.float64))
+        warnings.warn(
+            f"{name}.expected: detail beyond the pixels' Nyquist frequency rings, down to {low:.3g} e-/px under a top "
+            f"of {high:.3g}. Negative values, {-100 * share:.2g} % of the electrons, are set to 0. Use finer pixels.",
+            SamplingWarning,
+            stacklevel=3,
         )

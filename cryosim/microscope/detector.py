@@ -195,8 +195,12 @@ def detect(intensity: torch.Tensor, pixel_size: Number, detector: Detector, supe
 
     Pixel i covers [i - 1/2, i + 1/2) about its centre. With supersampling s it is tiled by s x s sub-pixels, whose mean
     is the value of the pixel, of all frequencies that the pixels can hold: the MTF is divided by the response of the
-    mean over s samples, sin(pi f) / (s sin(pi f / s)) along y and x at f cycles per pixel. Beyond the Nyquist frequency
-    the sub-pixels see more than the pixels do; there the MTF is extrapolated and the divisor held at its last value.
+    mean over s samples, sin(pi f) / (s sin(pi f / s)) along y and x at f cycles per pixel.
+
+    Sub-pixels carry detail beyond the pixels' own Nyquist frequency, as a camera's electrons do, and their means over
+    pixels are aliased by it; pixels (supersampling 1) are cut there. The two differ by 3 to 20 % rms of the contrast of
+    a bare protein at the curve of Falcon 4i, and by more for an ideal detector. Beyond that frequency the MTF is
+    extrapolated and the divisor held at its last value.
 
     Parameters
     ----------

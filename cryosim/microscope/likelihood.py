@@ -41,10 +41,16 @@ def negative_log_likelihood(
     m = 0 and k = 0 give 0 with a slope of 1 (Poisson), and k > 0 gives +inf. A negative mean is outside of the
     distribution: +inf, with slope -inf.
 
+    The counts have to be those that the camera gives: what `movies` of `simulate` receives, or the images of a detector
+    without gain. The gain is in `expected`. Images divided by the gain, their defects repaired, follow another
+    distribution: neither the value nor the slope is right for them. A dead pixel (gain 0) expects 0, and counts above 0
+    there give +inf: repaired images were given.
+
     Parameters
     ----------
     counts : tensor (..., y, x)
-        Not negative. Whole numbers; of gain-corrected ones k! is the gamma function, and the slope is right.
+        As the camera gives them [counts/px]: whole numbers, not negative. Between whole numbers k! is the gamma
+        function.
     expected : tensor (..., y, x)
         Electrons of the whole exposure as `expected_counts` returns them [e-/px].
     detector : Detector

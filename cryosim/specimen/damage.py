@@ -85,7 +85,8 @@ class Damage(Record):
         Rate at which atoms of each class leave [1 per e-/Å^2]: occupancies fall as exp(-loss N). Acidic side chains,
         disulfides and metals go first (Hattne et al. 2018, doi:10.1016/j.str.2018.03.021); the rates are yours to give.
     water_diffusion : float or tensor ()
-        Mean squared displacement of water [Å^2 per e-/Å^2].
+        Mean squared displacement of water [Å^2 per e-/Å^2]. The fluctuations of structured ice change by it from frame
+        to frame; explicit molecules of water fade to their mean, as none of the places they may go to is drawn.
     voltage_factor : float or tensor () or None
         Dose at this voltage over the dose at 300 kV that does the same [1]; None takes `voltage_factor`.
 

@@ -266,6 +266,8 @@ class ImmersedSlices(Record):
         Where relief or structure ask for them.
     field : WaterField or None
         Fluctuations of the potential.
+    drift : tensor (2,) or None
+        (x, y) by which they have moved since the exposure began [Å].
     """
 
     atoms: Slices | AtomSlices | SummedSlices
@@ -275,6 +277,7 @@ class ImmersedSlices(Record):
     absorption: torch.Tensor | None = item(1, default=None)
     surfaces: Surfaces | None = None
     field: WaterField | None = static(default=None)
+    drift: torch.Tensor | None = item(1, default=None)
 
     @property
     def pixel_size(self) -> float | torch.Tensor:
@@ -299,7 +302,8 @@ class ImmersedSlices(Record):
         displaced = None if self.displaced is None else self.displaced[i]
         v = v + (depth * self.potential).to(v)
         if self.field is not None:
-            v = v + self.field[i - len(self) // 2] * self._filled(i, displaced).to(v)
+            water = self.field.displaced(i - len(self) // 2, self.drift)
+            v = v + water * self._filled(i, displaced).to(v)
         return v if self.absorption is None else self._absorbing(v, depth, displaced)
 
     def total(self) -> torch.Tensor:

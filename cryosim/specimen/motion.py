@@ -197,13 +197,19 @@ def beam_induced_motion(
     root = vectors * values.clamp_min(0).sqrt()  # of the covariance along one axis; in the plane it is a product
     steps = (doses[:, None] / frames).expand(-1, frames).flatten()  # dose of each frame, in order
     shape = (3, len(along), len(along))
-    speed, moved, history = None, torch.zeros(shape, dtype=torch.float64), []
+
+    def drawn() -> torch.Tensor:
+        return velocity * root @ torch.randn(shape, generator=generator, dtype=torch.float64) @ root.T
+
+    speed, moved, history = drawn(), torch.zeros(shape, dtype=torch.float64), []
     for step in steps:
-        fresh = velocity * root @ torch.randn(shape, generator=generator, dtype=torch.float64) @ root.T
-        kept = torch.exp(-step / memory)
-        speed = fresh if speed is None else kept * speed + torch.sqrt(1 - kept**2) * fresh
-        history.append(moved + 0.5 * step * speed)
-        moved = moved + step * speed
+        parts = 2 * max(1, math.ceil(4 * float(step) / memory))  # of a frame, in which the velocity hardly changes
+        kept = torch.exp(-step / parts / memory)
+        for part in range(parts):
+            after = kept * speed + torch.sqrt(1 - kept**2) * drawn()
+            moved, speed = moved + step / parts * (speed + after) / 2, after
+            if part == parts // 2 - 1:
+                history.append(moved)
     field = torch.stack(history).unflatten(0, (len(doses), frames))
     return Motion(torch.zeros(len(doses), frames, 3, dtype=torch.float64), field, spacing)
 

@@ -238,7 +238,8 @@ def tilted_slices(
     motion = None if moment is None else specimen.motion
     moment = moments[0]
     atoms = displaced(assemble(specimen) if atoms is None else atoms, motion, moment)
-    shift = _whole_shift(shift, drift_at(motion, moment))
+    drift = drift_at(motion, moment)
+    shift = _whole_shift(shift, drift)
     atoms = atoms.moved(tilt_rotation(angle, axis_angle), shift)
     half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=atoms.positions.dtype)
     inside = (atoms.positions.detach()[:, :2].abs() <= half.to(atoms.positions.device)).all(1)
@@ -261,6 +262,7 @@ def tilted_slices(
         None if absorption is None else _imaginary_potentials(absorption, ice, voltage),
         seen,
         _water(specimen, moment, voltage, grid, atoms.positions.device) if structured else None,
+        drift[:2] if structured and drift is not None else None,
     )
 
 
@@ -367,7 +369,8 @@ def flooded(specimen: Specimen, *, b_factor: float = 0.0, generator: torch.Gener
     -------
     Specimen
         One more molecule, the water outside all others, and no ice: beyond its size there is vacuum. Without
-        `Absorption`, which tells molecules from a medium.
+        `Absorption`, which tells molecules from a medium. Damage and motion stay; but explicit water fades to its mean
+        with the dose, where real water finds new places: structured ice does that.
 
     Raises
     ------
@@ -381,4 +384,5 @@ def flooded(specimen: Specimen, *, b_factor: float = 0.0, generator: torch.Gener
     water = outside(water, assemble(specimen))
     here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
     size = (*specimen.size[:2], thickness)
-    return Specimen((*specimen.molecules, water), (*specimen.poses, here), size)
+    everything = ((*specimen.molecules, water), (*specimen.poses, here), size)
+    return Specimen(*everything, damage=specimen.damage, motion=specimen.motion)

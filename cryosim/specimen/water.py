@@ -33,7 +33,7 @@ import torch
 from scipy.spatial import KDTree
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
-from cryosim.core.fourier import BAND, band_limit, squared_frequencies
+from cryosim.core.fourier import BAND, band_limit, frequencies, half_frequencies, squared_frequencies
 from cryosim.core.rotation import random_rotations
 from cryosim.specimen.atoms import CLASSES, Atoms
 from cryosim.specimen.scattering_factors import Parametrization, scattering_factor
@@ -235,8 +235,12 @@ class WaterField:
 
     def __getitem__(self, i: SupportsIndex) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] about its mean of the slice centred at z = i * thickness, for any i."""
+        return self.displaced(i)
+
+    def displaced(self, i: SupportsIndex, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """Slice i of the field as moved by `shift` (2,) [(x, y) Å] across the beam."""
         i = operator.index(i)
-        return self._slice(self._noise(i + lag) for lag in range(-self.reach, self.reach + 1))
+        return self._slice((self._noise(i + lag) for lag in range(-self.reach, self.reach + 1)), shift)
 
     def between(self, first: int, last: int) -> Iterator[torch.Tensor]:
         """Slices first, first + 1, ..., last - 1 in turn: faster than one by one, as each noise is drawn once."""
@@ -245,14 +249,21 @@ class WaterField:
             noises.append(self._noise(i + self.reach))
             yield self._slice(noises)
 
-    def _slice(self, noises: Iterable[torch.Tensor]) -> torch.Tensor:
+    def _slice(self, noises: Iterable[torch.Tensor], shift: torch.Tensor | None = None) -> torch.Tensor:
         """Slice (y, x) from the noises within `reach` of its own, in order."""
         total = torch.zeros(2, len(self._where), dtype=self.dtype, device=self.device)
         for lag, noise in enumerate(noises, -self.reach):
             total.addcmul_(noise, self._kernel[abs(lag)])
         ny, nx = self.shape
         spectrum = torch.zeros(ny * self._columns, dtype=self._kernel.dtype.to_complex(), device=self.device)
-        spectrum = spectrum.index_copy_(0, self._where, torch.complex(*total)).view(ny, self._columns)
+        waves = torch.complex(*total)
+        if shift is not None:
+            ky = frequencies(ny, self.pixel_size, dtype=torch.float64, device=self.device)
+            kx = half_frequencies(nx, self.pixel_size, dtype=torch.float64, device=self.device)
+            row, column = self._where // self._columns, self._where % self._columns
+            turns = -2 * torch.pi * (kx[column] * shift[0] + ky[row] * shift[1])
+            waves = waves * torch.polar(torch.ones_like(turns), turns).to(waves.dtype)
+        spectrum = spectrum.index_copy(0, self._where, waves).view(ny, self._columns)
         return torch.fft.irfft(torch.fft.ifft(spectrum, dim=-2), n=nx)
 
     def _noise(self, j: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Exposures in frames: doses in their order, damage and motion frame by frame, frames put together again."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -60,6 +62,25 @@ def test_steep_tilts_get_more_where_it_is_asked_for():
 def test_schemes_that_cannot_be(fields):
     with pytest.raises(ValueError, match=f"TiltScheme.{next(iter(fields))}"):
         cs.TiltScheme([0.0], [1.0], **fields)
+
+
+@pytest.mark.parametrize("doses", [[1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_doses_that_cannot_be(doses):
+    with pytest.raises(ValueError, match="TiltScheme.doses"):
+        cs.TiltScheme([0.0, 3.0], doses)
+
+
+def test_a_camera_that_is_too_slow_is_said(generator):
+    """12 e-/px and second on a Falcon 4i: 0.05 a frame, of which (1 - exp(-nA)) / nA = 68 % are told apart."""
+    tilts = cs.TiltScheme([0.0], [1.0], dose_rate=3.0)
+    camera = cs.Detector.falcon4i((25, 24), 2.0)
+    with pytest.warns(cs.SamplingWarning, match=r"records 6[0-9]% .*set TiltScheme.dose_rate"):
+        cs.simulate(specimen(generator), tilts, OPTICS, camera, sampling=SAMPLING, generator=generator)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dose_rate")
+        slower = tilts.replace(dose_rate=1.0)
+        cs.simulate(specimen(generator), slower, OPTICS, camera, sampling=SAMPLING, generator=generator)
+        cs.simulate(specimen(generator), tilts, OPTICS, DETECTOR, sampling=SAMPLING, generator=generator)
 
 
 def test_frames_that_are_not_there():
@@ -263,6 +284,33 @@ def test_weights_are_the_best():
     best = ratio(left)
     for other in (torch.ones_like(left), left**2, left.sqrt()):
         assert bool((ratio(other) <= best * (1 + 1e-12)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16])
+def test_frames_with_next_to_nothing_left(dtype, generator):
+    """Where the weights are so small that their squares are 0, or are 0 themselves, the noise keeps its power."""
+    frames = torch.poisson(torch.full((4, 64, 63), 20.0), generator=generator).to(dtype)
+    for damage, start in ((cs.Damage(), 500.0), (cs.Damage(None, b_growth=4.0), 120.0), (cs.Damage(), 1e5)):
+        moments = [cs.Moment(start, 3.0, frame=f, frames=4) for f in range(4)]
+        weights = cs.dose_weights(moments, (64, 63), 1.0, damage=damage)
+        weighted, plain = cs.sum_frames(frames, weights=weights), cs.sum_frames(frames)
+        assert float(weighted.std() / plain.std()) == pytest.approx(1, rel=0.05)
+        assert float(weighted.mean()) == pytest.approx(float(plain.mean()), rel=1e-5)
+
+
+def test_weights_of_a_specimen_that_loses_mass_keep_the_mean(generator):
+    frames = torch.poisson(torch.full((4, 24, 25), 20.0), generator=generator)
+    damage = cs.Damage(cs.CriticalExposure(), loss=0.1)
+    weights = cs.dose_weights([cs.Moment(5.0 * i, 5.0) for i in range(4)], (24, 25), 1.0, damage=damage)
+    assert float(cs.sum_frames(frames, weights=weights).mean()) == pytest.approx(float(frames.sum(0).mean()), rel=1e-5)
+
+
+def test_one_shift_and_one_weight_a_frame():
+    frames = torch.ones(4, 8, 9)
+    with pytest.raises(ValueError, match="sum_frames.shifts"):
+        cs.sum_frames(frames, shifts=torch.zeros(2))
+    with pytest.raises(ValueError, match="sum_frames.weights"):
+        cs.sum_frames(frames, weights=torch.ones(1, 8, 5))
 
 
 def test_weighted_sums_keep_mean_and_noise(generator):

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import cryosim.acquisition.simulate
 import cryosim.cli
 import cryosim.io.mrc
+import cryosim.run
 import inverse.cli
 import inverse.reconstruction
 from cryosim import io
@@ -25,6 +26,7 @@ from cryosim.config import RunConfig, read_config
 from cryosim.io.examples import example_path
 from cryosim.io.mrc import read_stack, write_stack
 from cryosim.io.series import read_series
+from inverse.demo import from_events
 
 TINY = """
 name: tiny
@@ -168,6 +170,11 @@ detector: {shape: [33, 32], pixel_size: 4, %s}
 FALCON = "camera: falcon4i, gain_variation: 0.05, dead_pixels: 0.01"
 
 
+def _sensitivity(path: Path) -> torch.Tensor:
+    with mrcfile.open(path) as gain:
+        return torch.from_numpy(gain.data.copy()).reshape(33, 32)
+
+
 def _with_movies(folder: Path, kind: str, camera: str = FALCON) -> Path:
     folder.mkdir(parents=True)
     (folder / "movie.yaml").write_text(MOVIE % camera + f"output: {{movies: {kind}}}\n", encoding="utf-8")
@@ -182,8 +189,7 @@ def test_electrons_gain_and_motion_are_written(tmp_path):
     """From the electrons in the files, and the gain, come the images of the stack; the .mdoc names every file."""
     out = _with_movies(tmp_path / "1", "eer")
     series = read_series(out / "tiny.mrc")
-    with mrcfile.open(out / "tiny_gain.mrc") as gain:
-        sensitivity = torch.from_numpy(gain.data.copy()).reshape(33, 32)
+    sensitivity = _sensitivity(out / "tiny_gain.mrc")
     assert series.movies is not None
     for i, movie in enumerate(series.movies):
         info = io.eer_info(out / movie.path)
@@ -204,13 +210,55 @@ def test_electrons_gain_and_motion_are_written(tmp_path):
 def test_movies_of_counts(kind, suffix, tmp_path):
     out = _with_movies(tmp_path / "1", kind, "gain_variation: 0.05")
     series = read_series(out / "tiny.mrc")
-    with mrcfile.open(out / "tiny_gain.mrc") as gain:
-        sensitivity = torch.from_numpy(gain.data.copy()).reshape(33, 32)
+    factors = _sensitivity(out / "tiny_gain.mrc")  # which RELION multiplies such movies with
     for image, movie in zip(series.images, series.movies, strict=True):
         assert movie.path.endswith(f".{suffix}") and movie.frames == 3
         frames, pixel_size = io.read_movie(out / movie.path)
         assert frames.shape == (3, 33, 32) and pixel_size == pytest.approx(4)
-        torch.testing.assert_close(frames.sum(0) / sensitivity, image, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(frames.sum(0) * factors, image, rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_run_leaves_the_movies_of_the_one_before(tmp_path, monkeypatch):
+    """And nothing of its own."""
+    out = _with_movies(tmp_path / "1", "mrc", "gain_variation: 0.05")
+    before = listing(out)
+    text = (tmp_path / "1" / "movie.yaml").read_text().replace("seed: 3", "seed: 4")
+    (tmp_path / "other.yaml").write_text(text)
+    monkeypatch.setattr(cryosim.run, "write_movie", _raising(cryosim.run.write_movie, 3, KeyboardInterrupt()))
+    assert cryo("simulate", tmp_path / "other.yaml", "-o", out).exit_code == 130
+    assert listing(out) == before
+    monkeypatch.undo()
+    assert cryo("simulate", tmp_path / "other.yaml", "-o", out).exit_code == 0
+    after = listing(out)
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before if "_frames/" in name)
+
+
+def test_hot_pixels_are_marked_in_the_gain(tmp_path):
+    """So that what is made from the electrons is as clean as the stack."""
+    text = (MOVIE % "camera: falcon4i, hot_pixels: 0.02") + "output: {movies: eer}\n"
+    (tmp_path / "movie.yaml").write_text(text, encoding="utf-8")
+    assert cryo("simulate", tmp_path / "movie.yaml", "-o", tmp_path).exit_code == 0
+    sensitivity = _sensitivity(tmp_path / "tiny_gain.mrc")
+    assert 5 <= int((sensitivity == 0).sum()) <= 60
+    series = read_series(tmp_path / "tiny.mrc")
+    made = from_events(series, tmp_path, frames=1, gain=sensitivity)
+    torch.testing.assert_close(made.images, series.images, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["camera: falcon3", "camera: falcon4i, counting: poisson"])
+def test_a_demo_that_cannot_be_from_electrons(setting, tmp_path):
+    (tmp_path / "movie.yaml").write_text(MOVIE % setting, encoding="utf-8")
+    said = message(inv("demo", "--events", "--config", tmp_path / "movie.yaml", "-o", tmp_path / "out"))
+    assert "eer" in said and "pydantic" not in said
+
+
+def test_a_demo_from_electrons_at_another_voltage(tmp_path):
+    text = (MOVIE % "frame_rate: 300").replace("{defocus: 10000}", "{defocus: 10000, voltage: 400}")
+    text = text.replace("motion: {", "damage: {critical_exposure: null, b_growth: 1}\n  motion: {")
+    (tmp_path / "movie.yaml").write_text(text, encoding="utf-8")
+    made = inv("demo", "--events", "--config", tmp_path / "movie.yaml", "-o", tmp_path / "out")
+    assert made.exit_code == 0, made.output
 
 
 def test_the_demo_from_electrons(tmp_path):

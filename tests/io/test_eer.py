@@ -1,5 +1,6 @@
 """EER files: outside readers find each electron where it was put, and a damaged file is refused, not misread."""
 
+import re
 import tracemalloc
 import warnings
 
@@ -320,8 +321,14 @@ def test_wrong_requests(tmp_path, generator):
         render_eer(path, frames=1, dose_per_frame=1.0)
     with pytest.raises(FormatError, match="cryosim.dose"):
         render_eer(path, dose_per_frame=1.0)
-    with pytest.raises(ValueError, match="within 0 to 3"):
-        read_eer(path, (2, 5))
+    for frames in (1.0, (0, 2), [(0, 1.5)], [(0, 1, 2)], [3], "ab", torch.tensor(2)):
+        with pytest.raises(ValueError, match="a.eer: frames: expected .*stop.*got"):
+            render_eer(path, frames=frames)
+    for frames in (3, (0,), (0, 1, 2), (0.0, 2), (0, 2.5), "ab", (2, 5), (-1, 2)):
+        with pytest.raises(ValueError, match=re.escape(f"within 0 to 3, got {frames!r}.")):
+            read_eer(path, frames)
+    assert read_eer(path, (np.int64(1), torch.tensor(3))).shape == (2, 5, 6)
+    assert render_eer(path, frames=np.array([[0, 2], [1, 3]])).shape == (2, 5, 6)
     write_eer(path, random_events(generator, 3, (5, 6)), dose=3.0)
     for dose in (0.4, 5.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="dose_per_frame: expected 1 "):

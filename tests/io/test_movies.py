@@ -246,6 +246,14 @@ def test_gain_references(tmp_path, generator):
     mean = divided[good].mean(dtype=np.float64)
     assert (multiplied[~good].tolist(), good.sum()) == ([0.0], 9 * 12 - 1)
     assert multiplied[good] == pytest.approx(mean / divided[good], rel=1e-6)
+    for movies in ("mrc", "tiff"):  # RELION multiplies these with an .mrc
+        write_gain(tmp_path / "b.mrc", sensitivity, movies=movies)
+        factors = mrcfile.read(tmp_path / "b.mrc")
+        assert factors.dtype == np.float32 and np.array_equal(factors, multiplied)
+        with pytest.raises(ValueError, match=f"suffix: expected .mrc for {movies} movies"):
+            write_gain(tmp_path / "b.gain", sensitivity, movies=movies)
+    with pytest.raises(ValueError, match='movies: expected "eer", "mrc" or "tiff", got \'tif\''):
+        write_gain(tmp_path / "b.mrc", sensitivity, movies="tif")
     for wrong in (sensitivity[None], 0 * sensitivity, -sensitivity, sensitivity / 0, sensitivity[:0]):
         with pytest.raises(ValueError, match="gain: expected"):
             write_gain(tmp_path / "b.mrc", wrong)

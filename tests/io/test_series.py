@@ -58,6 +58,7 @@ def test_round_trip(tmp_path, optics):
 def test_movies_come_back_in_the_order_of_exposure(tmp_path):
     """And mdocfile, which is not ours, reads the same."""
     series = example()
+    series = series.replace(tilts=series.tilts.replace(dose_rate=1.5))
     movies = tuple(Movie(f"frames/tilt {i}.eer", 100 + i) for i in range(len(series.tilts)))
     write_series(tmp_path / "s.mrc", series.replace(movies=movies))
     assert read_series(tmp_path / "s.mrc").movies == movies
@@ -66,6 +67,7 @@ def test_movies_come_back_in_the_order_of_exposure(tmp_path):
     assert table.NumSubFrames.tolist() == [movie.frames for movie in movies]
     for (doses,), movie, dose in zip(table.FrameDosesAndNumbers, movies, series.tilts.doses, strict=True):
         assert doses[1] == movie.frames and doses[0] * doses[1] == pytest.approx(float(dose))
+    assert read_series(tmp_path / "s.mrc").tilts.dose_rate == pytest.approx(1.5)
     assert table.ExposureTime.tolist() == pytest.approx(series.tilts.exposure_times.tolist())
 
 

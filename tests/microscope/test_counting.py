@@ -1,11 +1,13 @@
 """Counting: means against closed forms, draws against their theory, no derivative without an estimator."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from scipy.spatial import KDTree
 
+from cryosim.core.fourier import SamplingWarning
 from cryosim.microscope.camera_curves import measured_mtf, measured_nps
 from cryosim.microscope.coincidence import _coincident
 from cryosim.microscope.counting import (
@@ -18,7 +20,7 @@ from cryosim.microscope.counting import (
     sample_events,
     thin,
 )
-from cryosim.microscope.detector import Detector
+from cryosim.microscope.detector import Detector, detect
 from cryosim.microscope.events import histogram
 
 BINARY = {"counting": "binary"}
@@ -185,6 +187,35 @@ def test_a_draw_has_no_silent_derivative_in_the_camera():
         counts.sum().backward()
 
 
+def ringing(dtype=torch.float64):
+    """A bright line between two columns of pixels, as the detector's sharp cut leaves it: a third of it below 0."""
+    image = torch.zeros(32, 40, dtype=dtype)
+    image[:, 21] = 100
+    return detect(image, 1.0, Detector((16, 20), 2.0))
+
+
+@DTYPES
+def test_ringing_counts_as_no_electrons_and_is_told(dtype, generator):
+    detector, expected = Detector((16, 20), 2.0), ringing(dtype)
+    assert float(expected.min()) < -0.3 * float(expected.max())
+    share = 100 * float(expected.clamp_max(0).sum().abs() / expected.clamp_min(0).sum())
+    for sample in (sample_counts, sample_events):
+        with pytest.warns(SamplingWarning, match=f"{sample.__name__}.*Nyquist.* {share:.2g} % of .*finer"):
+            drawn = sample(expected, detector, 5, generator=generator.manual_seed(1))
+        clamped = sample(expected.clamp_min(0), detector, 5, generator=generator.manual_seed(1))
+        counts, wanted = (v if isinstance(v, torch.Tensor) else histogram(v) for v in (drawn, clamped))
+        assert torch.equal(counts, wanted) and counts.sum() > 100 and not counts[expected <= 0].any()
+
+
+def test_a_little_ringing_is_not_told(generator):
+    expected = ringing() - 1.05 * float(ringing().min())
+    expected[0, 0] = -0.04 * float(expected.max())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample_counts(expected, Detector((16, 20), 2.0), generator=generator)[0, 0] == 0
+        sample_events(expected, Detector((16, 20), 2.0), generator=generator)
+
+
 # events ---------------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +355,43 @@ def test_holes_of_any_size_are_filled():
         gain_corrected(gain, Detector((12, 13), 1.0, gain=0 * gain))
 
 
+@DTYPES
+@pytest.mark.parametrize("shape", [(512, 500), (90, 107)])
+def test_dead_areas_are_filled_by_ever_larger_boxes(shape, dtype):
+    # of a ramp along y each is the mean of the rows that its reach finds, the least power of 2 that finds some
+    gain = torch.ones(shape, dtype=dtype)
+    gain[:80] = 0
+    ramp = torch.arange(shape[0], dtype=dtype)[:, None].expand(2, *shape)
+    corrected = gain_corrected(ramp * gain, Detector(shape, 1.0, gain=gain))
+    assert corrected.dtype == dtype
+    for row in (0, 16, 17, 47, 48, 63, 64, 71, 75, 78, 79):
+        reach = next(2**n for n in range(8) if row + 2**n >= 80)
+        wanted = torch.arange(80, min(row + reach + 1, shape[0]), dtype=dtype).mean()
+        torch.testing.assert_close(corrected[:, row], wanted.expand(2, shape[1]))
+    assert torch.equal(corrected[:, 80:], ramp[:, 80:])
+
+
+def test_the_fill_is_the_mean_of_the_good_pixels_about_one(generator):
+    shape = (31, 26)
+    gain = (torch.rand(shape, generator=generator, dtype=torch.float64) > 0.9).double()
+    counts = torch.rand(3, *shape, generator=generator, dtype=torch.float64) + 1e3 * (gain == 0)
+    corrected = gain_corrected(counts, Detector(shape, 1.0, gain=gain))
+    for y in range(shape[0]):
+        for x in range(shape[1]):
+            reach = 0 if gain[y, x] else 1
+            while not gain[(box := tuple(slice(max(0, v - reach), v + reach + 1) for v in (y, x)))].any():
+                reach *= 2
+            wanted = counts[:, *box][:, gain[box] > 0].mean(-1)
+            torch.testing.assert_close(corrected[:, y, x], wanted, rtol=1e-12, atol=0)
+
+
+def test_filled_counts_are_differentiable(generator):
+    gain = torch.ones(7, 6, dtype=torch.float64)
+    gain[1:6, :4] = 0
+    counts = torch.rand(2, 7, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k: gain_corrected(k, Detector((7, 6), 1.0, gain=gain)), counts)
+
+
 # refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +402,7 @@ def test_clear_refusals(generator):
         (lambda: sample_counts(flat, camera, 1.5), "frames: expected a whole number"),
         (lambda: sample_events(flat, camera, 0), "sample_events.frames"),
         (lambda: sample_counts(-flat, camera), "sample_counts.expected"),
+        (lambda: sample_counts(torch.tensor([[-1.0, 0.0]]).expand(4, 2), camera), "sample_counts.expected"),
         (lambda: sample_counts(flat * math.nan, camera), "sample_counts.expected"),
         (lambda: sample_events(flat * math.inf, camera), "sample_events.expected"),
         (lambda: sample_events(flat[None], camera), "one image"),

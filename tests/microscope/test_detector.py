@@ -226,6 +226,20 @@ def test_gradients_in_the_curves_and_the_sizes(s, generator):
     torch.testing.assert_close(together, one_by_one)
 
 
+@pytest.mark.parametrize("s", [2, 4])
+def test_sums_of_sub_pixels_are_aliased_where_pixels_are_cut(s):
+    # 0.75 cycles per pixel: nothing on pixels, and on sub-pixels the frequency 0.25, times the response of their mean
+    # over the divisor, which is held at that of half a cycle
+    x = positions(48, dtype=torch.float64)
+    image = torch.cos(2 * math.pi * 0.25 * x).expand(24, 48)
+    camera = Detector((8, 16), 3.0)
+    assert detect(image, 1.0, camera).abs().max() < 1e-12
+    mean = detect(image, 1.0, camera, supersampling=s).unflatten(-1, (16, s)).unflatten(-3, (8, s)).mean((-1, -3))
+    response, divisor = (math.sin(math.pi * f) / (s * math.sin(math.pi * f / s)) for f in (0.75, 0.5))
+    wanted = response / divisor * torch.cos(2 * math.pi * 0.25 * positions(16, dtype=torch.float64))
+    torch.testing.assert_close(mean, wanted.expand(8, 16), rtol=0, atol=1e-12)
+
+
 def test_supersampling_is_a_whole_number():
     for s in (0, 1.5):
         with pytest.raises(ValueError, match="detect.supersampling"):

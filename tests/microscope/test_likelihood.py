@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from cryosim.microscope.counting import sample_counts, sample_events
+from cryosim.microscope.counting import gain_corrected, sample_counts, sample_events
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 from cryosim.microscope.likelihood import (
@@ -150,11 +150,40 @@ def test_precision_follows_the_electrons(dtype, generator):
     torch.testing.assert_close(found.double(), exact, rtol=1e-12 if dtype == F64 else 1e-6, atol=0)
 
 
-def test_gain_corrected_counts_have_the_same_slope():
+def test_the_gamma_function_between_whole_numbers():
     expected = torch.full((1, 1), 3.0, dtype=F64, requires_grad=True)
     value = negative_log_likelihood(torch.tensor([[2.5]], dtype=F64), expected, camera(shape=(1, 1)))
     torch.testing.assert_close(value.item(), 3 - 2.5 * math.log(3) + math.lgamma(3.5))
     torch.testing.assert_close(torch.autograd.grad(value, expected)[0].item(), 1 - 2.5 / 3)
+
+
+def test_the_gain_belongs_to_the_expected_counts(generator):
+    # electrons e of a flat image: the slope of the camera's own counts is a score, of mean 0 and with the variance that
+    # the likelihood believes; that of images divided by the gain is off by g - 1 of each pixel
+    n, shape = 4000, (3, 2)
+    gain = torch.tensor([[0.4, 1.3], [1.0, 0.8], [1.5, 1.0]], dtype=F64)
+    detector = camera(shape=shape, gain=gain)
+    electrons = torch.full(shape, 5.0, dtype=F64, requires_grad=True)
+    counts = sample_counts((gain * electrons.detach()).expand(n, *shape), detector, generator=generator)
+
+    def slope(images):  # mean over the draws
+        value = negative_log_likelihood(images, (gain * electrons).expand(n, *shape), detector).mean()
+        return torch.autograd.grad(value, electrons)[0]
+
+    error = (gain / 5 / n).sqrt()
+    assert ((slope(counts) / error).abs() < 5).all()
+    divided = gain_corrected(counts, detector)
+    assert (((slope(divided) - (gain - 1)) * gain / error).abs() < 5).all()
+
+
+def test_a_dead_pixel_tells_repaired_images():
+    gain = torch.ones(5, 4, dtype=F64)
+    gain[2, 1] = 0
+    detector = camera(gain=gain)
+    counts = 3 * gain
+    assert negative_log_likelihood(counts, 3 * gain, detector).isfinite()
+    repaired = gain_corrected(counts, detector)
+    assert negative_log_likelihood(repaired, 3 * gain, detector) == math.inf
 
 
 def test_most_likely_rate_of_a_binary_camera():

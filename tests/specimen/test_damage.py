@@ -260,6 +260,19 @@ def test_frames_of_structured_ice_forget(generator):
         assert float(power) == pytest.approx(float(own.mean()), rel=0.2)
 
 
+def test_flooding_keeps_damage_and_motion(generator):
+    """So that the gradient in the diffusion is there where the error message sends for it."""
+    diffusion = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    motion = cs.Motion(torch.zeros(1, 1, 3))
+    dry = of(some_atoms(generator), cs.Damage(water_diffusion=diffusion), ice=cs.Ice(20.0), motion=motion)
+    wet = cs.flooded(dry.replace(size=(24.0, 24.0, 20.0)), generator=generator)
+    assert wet.motion is motion
+    moment = cs.Moment(1.0, 1.0)
+    slices = tilted_slices(wet, 0.0, (40, 40), 0.8, 4.0, voltage=300.0, moment=moment, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(slices.total().square().sum(), diffusion)
+    assert float(gradient) < 0
+
+
 def test_no_silent_gradient_in_the_fluctuations(generator):
     damage = cs.Damage(water_diffusion=torch.tensor(1.1, requires_grad=True))
     with pytest.raises(ValueError, match="no gradient"):

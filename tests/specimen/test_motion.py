@@ -131,8 +131,7 @@ def test_velocity_and_correlation_of_beam_induced_motion(generator):
             doses, 2, 4000.0, velocity=0.3, correlation=1500.0, memory=3.0, nodes=9, generator=generator
         )
         middle = motion.field.flatten(0, 1)  # (frame, 3, y, x), of frames of 1 e-/Å^2
-        first = 2 * middle[0]  # half a dose after the beginning
-        second = 2 * (middle[1] - first)  # moved = first + second / 2
+        first, second = 2 * middle[0], middle[1] - middle[0]  # over half a dose, and over a whole one
         velocities.append(torch.stack([first, second]))
     v = torch.stack(velocities)  # (draw, frame, 3, y, x) [Å per e-/Å^2]
     assert motion.spacing == 500.0
@@ -141,7 +140,7 @@ def test_velocity_and_correlation_of_beam_induced_motion(generator):
     assert float((here * there).mean() / 0.09) == pytest.approx(math.exp(-0.5), abs=0.08)
     across = v[:, 0, 0, 5, 5] * v[:, 0, 1, 5, 5]
     assert float(across.mean() / 0.09) == pytest.approx(0, abs=0.15)
-    assert float((v[:, 0] * v[:, 1]).mean() / 0.09) == pytest.approx(math.exp(-1 / 3), abs=0.05)
+    assert float((v[:, 0] * v[:, 1]).mean() / 0.09) == pytest.approx(math.exp(-0.75 / 3), abs=0.05)
 
 
 def test_motion_goes_on_from_one_exposure_to_the_next(generator):
@@ -150,6 +149,35 @@ def test_motion_goes_on_from_one_exposure_to_the_next(generator):
     parts = cs.beam_induced_motion(torch.full((3,), 2.0), 2, 1000.0, generator=seeds[0]).field.flatten(0, 1)
     whole = cs.beam_induced_motion(torch.full((1,), 6.0), 6, 1000.0, generator=seeds[1]).field.flatten(0, 1)
     torch.testing.assert_close(parts, whole)
+
+
+def test_the_number_of_frames_does_not_change_what_moves():
+    """However long a frame is against the memory: the spread in the end, over many draws."""
+    spreads = []
+    for frames in (1, 8):
+        seed, ends = torch.Generator().manual_seed(3), []
+        for _ in range(150):
+            field = cs.beam_induced_motion(torch.full((5,), 12.0), frames, 900.0, nodes=3, generator=seed).field
+            ends.append(field[-1, -1] - field[0, 0])
+        spreads.append(float(torch.stack(ends).std()))
+    dose = [48.0, 48.0 + 12.0 * 7 / 8]
+    for spread, n in zip(spreads, dose, strict=True):  # variance of an integrated Ornstein-Uhlenbeck process
+        assert spread == pytest.approx(0.2 * math.sqrt(2 * 4.0 * (n - 4.0 * (1 - math.exp(-n / 4.0)))), rel=0.06)
+
+
+def test_structured_ice_drifts_with_the_specimen():
+    """Frames of one exposure hold the same water, displaced: by the shift of the truth."""
+    nothing = cs.Atoms(torch.zeros(1, 3, dtype=torch.float64), [6], occupancies=torch.zeros(1, dtype=torch.float64))
+    drift = torch.tensor([[[0.0, 0.0, 0.0], [5.4, -3.3, 0.0]]], dtype=torch.float64)
+    ice = cs.Ice(60.0, structure="water", seed=2)
+    seen = []
+    for f in (0, 1):
+        specimen = of(nothing, Motion(drift)).replace(ice=ice)
+        slices = tilted_slices(specimen, 0.0, (64, 63), 0.9, 8.0, moment=at(0, f, 2), dtype=torch.float64)
+        seen.append(sum(slices[i] for i in range(len(slices))))
+    moved = cs.shifted(seen[0], drift[0, 1, :2] / 0.9)
+    torch.testing.assert_close(seen[1], moved, rtol=0, atol=1e-6 * float(seen[0].std()))
+    assert float((seen[1] - seen[0]).std() / seen[0].std()) > 1
 
 
 def test_drift_comes_to_rest(generator):
