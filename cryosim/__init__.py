@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cryosim.microscope.camera_curves import measured_mtf as measured_mtf
     from cryosim.microscope.camera_curves import measured_nps as measured_nps
     from cryosim.microscope.coherence import partially_coherent_image as partially_coherent_image
-    from cryosim.microscope.counting import gain_corrected as gain_corrected
-    from cryosim.microscope.counting import measure_gain as measure_gain
     from cryosim.microscope.counting import recorded_counts as recorded_counts
     from cryosim.microscope.counting import sample_counts as sample_counts
     from cryosim.microscope.counting import sample_events as sample_events
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from cryosim.microscope.events import Events as Events
     from cryosim.microscope.events import histogram as histogram
     from cryosim.microscope.exposure import expected_counts as expected_counts
+    from cryosim.microscope.gain import gain_corrected as gain_corrected
+    from cryosim.microscope.gain import measure_gain as measure_gain
     from cryosim.microscope.imaging import image as image
     from cryosim.microscope.ladder import ScatteringError as ScatteringError
     from cryosim.microscope.ladder import depth_of_field as depth_of_field
@@ -99,8 +99,6 @@ _HOMES = {
     "microscope.camera_curves": ["measured_mtf", "measured_nps"],
     "microscope.coherence": ["partially_coherent_image"],
     "microscope.counting": [
-        "gain_corrected",
-        "measure_gain",
         "recorded_counts",
         "sample_counts",
         "sample_events",
@@ -110,6 +108,7 @@ _HOMES = {
     "microscope.energy_loss": ["LossSpectrum", "energy_filtered_image"],
     "microscope.events": ["Events", "histogram"],
     "microscope.exposure": ["expected_counts"],
+    "microscope.gain": ["gain_corrected", "measure_gain"],
     "microscope.imaging": ["image"],
     "microscope.ladder": ["ScatteringError", "depth_of_field", "scattering_error"],
     "microscope.likelihood": [

@@ -31,9 +31,9 @@ from cryosim.io.mrc import write_volume
 from cryosim.io.series import write_series
 from cryosim.io.star import write_poses
 from cryosim.io.structure import read_atoms
-from cryosim.microscope.counting import HOT
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
+from cryosim.microscope.gain import HOT
 from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.specimen import Specimen, place_randomly
 

@@ -18,8 +18,8 @@ from cryosim.io.eer import render_eer
 from cryosim.io.files import atomic_write
 from cryosim.io.mrc import read_volume, write_volume
 from cryosim.io.series import read_series
-from cryosim.microscope.counting import gain_corrected
 from cryosim.microscope.detector import Detector
+from cryosim.microscope.gain import gain_corrected
 from cryosim.plot import ortho_slices, to_png
 from cryosim.run import Progress, run
 from cryosim.specimen.damage import Damage

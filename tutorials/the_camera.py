@@ -14,16 +14,10 @@ import torch
 
 import cryosim as cs
 from cryosim.microscope.camera_curves import measured_mtf, measured_nps
-from cryosim.microscope.counting import (
-    gain_corrected,
-    measure_gain,
-    recorded_counts,
-    sample_counts,
-    sample_events,
-    thin,
-)
+from cryosim.microscope.counting import recorded_counts, sample_counts, sample_events, thin
 from cryosim.microscope.detector import detect, dqe, mtf, nps, quantum_efficiency
 from cryosim.microscope.events import histogram
+from cryosim.microscope.gain import gain_corrected, measure_gain
 from cryosim.microscope.likelihood import gaussian_counts, negative_log_likelihood, score_function
 
 generator = torch.Generator().manual_seed(5)

@@ -17,11 +17,12 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
 from cryosim.core.fourier import BAND, SamplingWarning, fast_length, number
 from cryosim.core.record import Record, static
-from cryosim.microscope.counting import gain_corrected, recorded_counts, sample_counts, sample_events
+from cryosim.microscope.counting import recorded_counts, sample_counts, sample_events
 from cryosim.microscope.detector import Detector, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
+from cryosim.microscope.gain import gain_corrected
 from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.atoms import Atoms

@@ -10,18 +10,10 @@ from scipy.spatial import KDTree
 from cryosim.core.fourier import SamplingWarning
 from cryosim.microscope.camera_curves import measured_mtf, measured_nps
 from cryosim.microscope.coincidence import _coincident
-from cryosim.microscope.counting import (
-    HOT,
-    events_per_frame,
-    gain_corrected,
-    measure_gain,
-    recorded_counts,
-    sample_counts,
-    sample_events,
-    thin,
-)
+from cryosim.microscope.counting import events_per_frame, recorded_counts, sample_counts, sample_events, thin
 from cryosim.microscope.detector import Detector, detect
 from cryosim.microscope.events import histogram
+from cryosim.microscope.gain import HOT, gain_corrected, measure_gain
 
 BINARY = {"counting": "binary"}
 R = 2.394

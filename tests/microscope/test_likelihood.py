@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from cryosim.microscope.counting import gain_corrected, sample_counts, sample_events
+from cryosim.microscope.counting import sample_counts, sample_events
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
+from cryosim.microscope.gain import gain_corrected
 from cryosim.microscope.likelihood import (
     event_negative_log_likelihood,
     fisher_information,
