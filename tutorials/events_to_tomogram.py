@@ -48,6 +48,7 @@ camera = cs.Detector.falcon4i((72, 72), 4.0)
 
 # %%
 warnings.filterwarnings("ignore", message=".*4096 x 4096 pixels only")
+warnings.filterwarnings("ignore", message="simulate: the specimen moves")  # by more than a pixel in two frames: it does
 
 
 def write(which: int, frames: list[cs.Events]) -> None:

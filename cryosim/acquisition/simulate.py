@@ -27,6 +27,7 @@ from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.moment import Moment
+from cryosim.specimen.motion import Motion
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
 
@@ -249,6 +250,28 @@ def _check_dose_rate(tilts: TiltScheme, detector: Detector) -> None:
         )
 
 
+def _check_motion(motion: Motion | None, detector: Detector) -> None:
+    """Warn where the specimen, which stands still within a frame, would blur by more than a pixel in it."""
+    if motion is None:
+        return
+    frames, pixel = motion.drift.shape[1], number(detector.pixel_size)
+    if frames == 1:
+        said, right = "moves, but exposures have one frame", "several"
+    else:
+        most = float(motion.drift.detach()[..., :2].diff(dim=1).norm(dim=-1).max())
+        if motion.field is not None:
+            most += float(motion.field.detach().diff(dim=1).norm(dim=2).max())
+        if most <= pixel:
+            return
+        said, right = f"moves by up to {most:.3g} Å from one frame to the next", f"{math.ceil(frames * most / pixel)}"
+    warnings.warn(
+        f"simulate: the specimen {said}; within a frame it stands still, so its blur is left out. Right would be "
+        f"{right} frames for pixels of {pixel:g} Å: set TiltScheme.frames, and make the motion for as many.",
+        SamplingWarning,
+        stacklevel=3,
+    )
+
+
 def simulate(
     specimen: Specimen,
     tilts: TiltScheme,
@@ -308,7 +331,8 @@ def simulate(
     Warns
     -----
     SamplingWarning
-        When the dose rate is so high that the camera misses more than 30 % of the electrons.
+        When the dose rate is so high that the camera misses more than 30 % of the electrons, or the specimen moves by
+        more than a pixel from frame to frame.
 
     Raises
     ------
@@ -319,6 +343,7 @@ def simulate(
         raise ValueError(f"simulate: expected TiltScheme.doses between 0 and {LARGEST_DOSE:g} e-/Å^2 each.")
     sampling = sampling or sampling_for(detector, optics)
     _check_dose_rate(tilts, detector)
+    _check_motion(specimen.motion, detector)
     atoms = assemble(specimen)
     fine = 1 if supersampling is None else supersampling
     how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}

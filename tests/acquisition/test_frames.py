@@ -83,6 +83,19 @@ def test_a_camera_that_is_too_slow_is_said(generator):
         cs.simulate(specimen(generator), tilts, OPTICS, DETECTOR, sampling=SAMPLING, generator=generator)
 
 
+def test_motion_that_frames_cannot_follow_is_said(generator):
+    tilts = cs.TiltScheme([0.0], [4.0], frames=4)
+    drift = torch.tensor([1.0, 0.0, 0.0]) * torch.arange(4.0)[None, :, None]
+    how = {"sampling": SAMPLING, "generator": generator}
+    with pytest.warns(cs.SamplingWarning, match=r"up to 3 Å .* Right would be 7 frames"):
+        cs.simulate(specimen(generator, motion=Motion(3 * drift)), tilts, OPTICS, DETECTOR, **how)
+    with pytest.warns(cs.SamplingWarning, match="exposures have one frame"):
+        cs.simulate(specimen(generator, motion=Motion(drift[:, :1])), tilts.replace(frames=1), OPTICS, DETECTOR, **how)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="simulate: the specimen")
+        cs.simulate(specimen(generator, motion=Motion(drift)), tilts, OPTICS, DETECTOR, **how)
+
+
 def test_frames_that_are_not_there():
     tilts = cs.TiltScheme([0.0, 3.0], [1.0, 1.0], frames=2)
     with pytest.raises(ValueError, match=r"Moment.frame: expected 0 to 1"):
