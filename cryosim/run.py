@@ -6,7 +6,6 @@ import os
 import platform
 import secrets
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -192,17 +191,14 @@ class _Movies:
             number = len(frames)
         else:
             number = sum(events.shape[0] for events in frames)
-            with warnings.catch_warnings():
-                if which:  # that few programs read a sensor of this size was said for the first
-                    warnings.simplefilter("ignore", UserWarning)
-                write_eer(
-                    path,
-                    frames,
-                    pixel_size=pixel_size,
-                    dose=float(self._tilts.doses[which]),
-                    exposure_time=float(self._tilts.exposure_times[which]),
-                    frame_rate=self._detector.frame_rate,
-                )
+            write_eer(
+                path,
+                frames,
+                pixel_size=pixel_size,
+                dose=float(self._tilts.doses[which]),
+                exposure_time=float(self._tilts.exposure_times[which]),
+                frame_rate=self._detector.frame_rate,
+            )
         self.written.append(Movie(f"{self.folder.name}/{path.name}", number))
 
     def put_in_place(self) -> None:

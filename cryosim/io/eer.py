@@ -167,9 +167,9 @@ def write_eer(
             stacklevel=2,
         )
     if (ny, nx) != (_USUAL_SIDE, _USUAL_SIDE):
-        warnings.warn(
-            f"{path}: RELION, MotionCor and Warp read EER files of {_USUAL_SIDE} x {_USUAL_SIDE} pixels only, and this "
-            f"one has {ny} x {nx}.",
+        warnings.warn(  # without the file's name: said once for all of a series
+            f"write_eer: RELION, MotionCor and Warp read EER files of {_USUAL_SIDE} x {_USUAL_SIDE} pixels only, and "
+            f"these have {ny} x {nx}.",
             stacklevel=2,
         )
 
