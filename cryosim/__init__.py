@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cryosim.microscope.energy_loss import LossSpectrum as LossSpectrum
     from cryosim.microscope.energy_loss import energy_filtered_image as energy_filtered_image
     from cryosim.microscope.events import Events as Events
+    from cryosim.microscope.events import alternating as alternating
     from cryosim.microscope.events import histogram as histogram
     from cryosim.microscope.exposure import expected_counts as expected_counts
     from cryosim.microscope.gain import gain_corrected as gain_corrected
@@ -106,7 +107,7 @@ _HOMES = {
     ],
     "microscope.detector": ["Detector"],
     "microscope.energy_loss": ["LossSpectrum", "energy_filtered_image"],
-    "microscope.events": ["Events", "histogram"],
+    "microscope.events": ["Events", "alternating", "histogram"],
     "microscope.exposure": ["expected_counts"],
     "microscope.gain": ["gain_corrected", "measure_gain"],
     "microscope.imaging": ["image"],

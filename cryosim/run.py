@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -135,6 +136,7 @@ def _written(
         None if gain is None else folder / f"{config.name}_gain.mrc",
         None if specimen.motion is None else folder / f"{config.name}_motion.npz",
     )
+    _tell_of_others(files, folder, config.name)
     if files.gain is not None and gain is not None:
         write_gain(files.gain, gain, movies="eer" if config.output.movies == "none" else config.output.movies)
     if files.motion is not None and specimen.motion is not None:
@@ -161,6 +163,18 @@ def _written(
     return files
 
 
+def _tell_of_others(files: RunFiles, folder: Path, name: str) -> None:
+    """Warn of files that an earlier run of this name left and this one does not replace."""
+    left = [folder / f"{name}_{what}" for what in ("frames", "gain.mrc", "motion.npz")]
+    left = [path for path in left if path.exists() and path not in files]
+    if left:
+        warnings.warn(
+            f"{', '.join(map(str, left))}: of an earlier run, and not of this one. Remove what is not needed.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _gain(detector: Detector) -> torch.Tensor | None:
     """Sensitivity of the pixels with 0 for dead and for hot ones, as a gain reference marks them."""
     if detector.gain is None and detector.dark is None:
@@ -178,6 +192,8 @@ class _Movies:
         self.written: list[Movie] = []
         self._config, self._tilts, self._detector = config, tilts, detector
         self._aside = folder / f".{config.name}_frames.{secrets.token_hex(4)}"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder}: expected a folder for the movies, got a file. Remove it.")
         if self.asked_for:
             self._aside.mkdir()
 

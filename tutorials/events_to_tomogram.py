@@ -3,7 +3,7 @@
 #
 # A camera that counts electrons writes down where and when each of them came. This tutorial makes such files for a
 # protein that fades and drifts in the beam, and goes back from them to a tomogram: events, frames, their alignment,
-# their weights by dose, the sum, the volume. Then the same electrons, split at random into two halves, tell how far the
+# their weights by dose, the sum, the volume. Then the same electrons, split into two halves, tell how far the
 # tomogram can be trusted, without a look at the truth.
 
 # %%
@@ -133,15 +133,16 @@ still = specimen.replace(motion=None)
 truth = cs.potential_volume(still, (50, 72, 72), 4.0).values
 
 # %% [markdown]
-# **Halves.** Give each electron at random to one of two halves. They are independent (a thinned Poisson process is
-# two), so what their tomograms have in common is signal. The correlation of the halves needs no truth; that with the
+# **Halves.** Deal the camera frames out by turns to two halves. A camera begins anew with every frame, so the noise of
+# the halves is independent, and what their tomograms have in common is signal. (Dealing out single electrons, by
+# `cs.thin`, is right for a camera without coincidence.) The correlation of the halves needs no truth; that with the
 # truth is what it stands for.
 
 # %%
 halves: list[list[torch.Tensor]] = [[], []]
 for i in range(13):
     events = io.read_eer(folder / f"{i:02d}.eer")
-    for half, mine in zip(halves, cs.thin(events, generator=generator), strict=True):
+    for half, mine in zip(halves, cs.alternating(events), strict=True):
         part = mine.frame * 2 // mine.shape[0]
         half.append(torch.stack([cs.histogram(mine.index(part == f)) for f in range(2)]).float())
 region = inv.measured_region((50, 72, 72), tilts.angles)

@@ -84,6 +84,8 @@ def sum_frames(
         raise ValueError(f"sum_frames.shifts: expected (..., {n}, 2) [Å], got {tuple(shifts.shape)}.")
     if weights is not None and tuple(weights.shape) != (n, ny, nx // 2 + 1):
         raise ValueError(f"sum_frames.weights: expected ({n}, {ny}, {nx // 2 + 1}), got {tuple(weights.shape)}.")
+    if weights is not None and not bool((weights >= 0).all()):
+        raise ValueError("sum_frames.weights: expected numbers of 0 or more, got some that are not.")
     if shifts is not None:
         frames = shifted(frames, -shifts / pixel_size)
     if weights is None:

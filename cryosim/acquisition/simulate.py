@@ -252,7 +252,7 @@ def _check_dose_rate(tilts: TiltScheme, detector: Detector) -> None:
 
 def _check_motion(motion: Motion | None, detector: Detector) -> None:
     """Warn where the specimen, which stands still within a frame, would blur by more than a pixel in it."""
-    if motion is None:
+    if motion is None or not any(bool((x != 0).any()) for x in (motion.drift, motion.field) if x is not None):
         return
     frames, pixel = motion.drift.shape[1], number(detector.pixel_size)
     if frames == 1:
@@ -315,7 +315,7 @@ def simulate(
     supersampling : int, optional
         Count single electrons and tell so many places along each side of a pixel; 4 is what EER files hold. Detail
         beyond the pixels' Nyquist frequency then comes in, as it does in a camera, and aliases in their sums. An image
-        of 4096^2 with 4 places needs some 20 GB for each worker.
+        of 4096^2 needs some 12 GB for each worker.
     workers : int
         Exposures computed at once, each by a thread of its own. Worth more than threads inside a transform of these
         sizes: set torch's own to one then.

@@ -62,8 +62,8 @@ class TiltScheme(Record):
             raise ValueError(
                 f"TiltScheme.doses: expected finite doses of 0 or more [e-/Å^2], got {self.doses.tolist()}."
             )
-        if self.frames < 1 or self.frames != int(self.frames):
-            raise ValueError(f"TiltScheme.frames: expected a whole number of 1 or more, got {self.frames}.")
+        if not isinstance(self.frames, int) or self.frames < 1:
+            raise ValueError(f"TiltScheme.frames: expected a whole number of 1 or more, got {self.frames!r}.")
         if not 0 < self.dose_rate < math.inf:
             raise ValueError(f"TiltScheme.dose_rate: expected a positive number [e-/Å^2/s], got {self.dose_rate}.")
 
@@ -141,8 +141,10 @@ class TiltScheme(Record):
         frames : int
             Of each exposure.
         """
-        angles = torch.as_tensor(angles, dtype=torch.float64)
-        doses = (dose_rate * torch.as_tensor(times, dtype=torch.float64)).expand(angles.shape)
+        angles, times = (torch.as_tensor(x, dtype=torch.float64) for x in (angles, times))
+        if times.ndim and times.shape != angles.shape:
+            raise ValueError(f"TiltScheme.timed: expected {len(angles)} times, one a tilt, got {tuple(times.shape)}.")
+        doses = (dose_rate * times).expand(angles.shape)
         return cls(angles, doses, axis_angle=axis_angle, frames=frames, dose_rate=dose_rate)
 
     @classmethod
@@ -218,7 +220,7 @@ class TiltScheme(Record):
 
 
 def _steps(extent: float, step: float) -> int:
-    n = round(extent / step) if step > 0 else -1
+    n = round(extent / step) if step > 0 and math.isfinite(extent) else -1
     if n < 0 or abs(n * step - extent) > 1e-6 * step:
         raise ValueError(
             f"TiltScheme: expected a positive step [deg] that divides the extent, got extent {extent} and step {step}. "

@@ -212,11 +212,11 @@ def _section_text(
         lines += [f"{name} = {_text(-1e-4 * float(defocus[row]))}" for name in ("Defocus", "TargetDefocus")]
     lines += [f"RotationAngle = {_text(_within_180(float(tilts.axis_angle) + 90))}"]
     lines += [f"PriorRecordDose = {_text(float(tilts.accumulated_doses[row]))}"]
+    lines += [f"ExposureTime = {_text(float(tilts.exposure_times[row]))}"]
     if series.movies is not None:
         path, frames = series.movies[row]
         lines += [f"SubFramePath = {path}", f"NumSubFrames = {frames}"]
         lines += [f"FrameDosesAndNumbers = {_text(float(tilts.doses[row]) / frames)} {frames}"]
-        lines += [f"ExposureTime = {_text(float(tilts.exposure_times[row]))}"]
     lines += [f"{_PREFIX}.{name} = {' '.join(map(_text, v[row].tolist()))}" for name, v in varying.items()]
     time = _FIRST + timedelta(minutes=row)  # a fixed clock: the same series gives the same bytes
     lines += [f"DateTime = {time:%d}-{_MONTHS[time.month - 1]}-{time:%y  %H:%M:%S}", ""]
@@ -315,10 +315,10 @@ def _axis_angle(path: Path, titles: Sequence[str], sections: Sequence) -> float:
 
 def _timed(tilts: TiltScheme, times: Sequence[float | None]) -> TiltScheme:
     """The scheme with the mean dose rate, where the file tells how long the exposures took."""
-    total = sum(time for time in times if time is not None and time > 0)
-    if None in times or not 0 < total < math.inf or not bool((tilts.doses > 0).all()):
+    known = [time for time in times if time is not None and 0 < time < math.inf]
+    if len(known) < len(tilts) or not bool((tilts.doses > 0).all()):
         return tilts
-    return tilts.replace(dose_rate=float(tilts.doses.sum()) / total)
+    return tilts.replace(dose_rate=float(tilts.doses.sum()) / sum(known))
 
 
 def _movies(sections: Sequence) -> tuple[Movie, ...] | None:

@@ -59,3 +59,18 @@ def histogram(events: Events, supersampling: int = 1) -> torch.Tensor:
     flat = rows * (nx * supersampling) + columns
     size = ny * nx * supersampling**2
     return torch.bincount(flat, minlength=size).view(ny * supersampling, nx * supersampling)
+
+
+def alternating(events: Events, parts: int = 2) -> tuple[Events, ...]:
+    """Events of every `parts`-th camera frame, from the first on, from the second on, ...: independent of each other.
+
+    A camera begins anew with every frame, so this holds whatever it does to electrons that come together.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer frames than parts.
+    """
+    if not 1 <= parts <= events.shape[0]:
+        raise ValueError(f"alternating.parts: expected 1 to {events.shape[0]}, the frames there are, got {parts}.")
+    return tuple(events.index(events.frame % parts == part) for part in range(parts))

@@ -30,7 +30,7 @@ def gain_corrected(counts: torch.Tensor, detector: Detector) -> torch.Tensor:
     Raises
     ------
     ValueError
-        When no pixel is good.
+        When no pixel is good, or a count is not finite.
     """
     good = torch.ones(counts.shape[-2:], dtype=torch.bool, device=counts.device)
     counts = counts if counts.is_floating_point() else counts.to(torch.get_default_dtype())
@@ -48,12 +48,16 @@ def gain_corrected(counts: torch.Tensor, detector: Detector) -> torch.Tensor:
     y, x = (~good).nonzero(as_tuple=True)
     if not len(y):
         return corrected
+    if not bool(torch.isfinite(counts).all()):
+        raise ValueError("gain_corrected.counts: expected finite numbers, got NaN or infinity. Mend the image first.")
+    least = counts.detach().amin().clamp_max(0)  # sums of sums round: what was empty stays so
     tables = [_sums(values) for values in (good, torch.where(good, corrected, 0.0))]
     corrected, reach = corrected.clone(), 1
     while len(y):
         near, total = (_box_sum(table, y, x, reach) for table in tables)
         found = near > 0
-        corrected[..., y[found], x[found]] = (total[..., found] / near[found]).to(corrected.dtype)
+        mean = (total[..., found] / near[found]).to(corrected.dtype)
+        corrected[..., y[found], x[found]] = mean.clamp_min(least) if least == 0 else mean
         y, x, reach = y[~found], x[~found], 2 * reach
     return corrected
 

@@ -15,7 +15,7 @@ import math
 import torch
 
 from cryosim.core.fourier import positions
-from cryosim.core.record import Record, item, static
+from cryosim.core.record import Record, hidden, item, static
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.moment import Moment
 
@@ -46,6 +46,10 @@ class Motion(Record):
     def __post_init__(self) -> None:
         if self.drift.ndim != 3 or self.drift.shape[-1] != 3:
             raise ValueError(f"Motion.drift: expected (tilt, frame, 3) [Å], got {tuple(self.drift.shape)}.")
+        for name in ("drift", "field"):
+            value = getattr(self, name)
+            if value is not None and not hidden() and not bool(torch.isfinite(value.detach()).all()):
+                raise ValueError(f"Motion.{name}: expected finite displacements [Å], got NaN or infinity.")
         if self.field is None:
             return
         if self.field.ndim != 5 or self.field.shape[:3] != self.drift.shape or not self.spacing > 0:

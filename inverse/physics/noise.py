@@ -81,6 +81,10 @@ class CountingNoise(NoiseModel):
         if frames is not None:
             self.frames = _per_tilt("frames", frames, whole=True)
 
+    def __mul__(self, other) -> NoiseModel:
+        """Refused: deepinv would compose functions that these models do not have, and return no noise at all."""
+        raise NotImplementedError("CountingNoise cannot be composed with another noise by `*`; apply one to the other.")
+
     def forward(
         self,
         input: torch.Tensor,

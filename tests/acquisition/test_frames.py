@@ -46,6 +46,13 @@ def test_doses_of_times():
     assert cs.TiltScheme([0.0], [1e-6]).camera_frames(0, 240.0) == 1
 
 
+def test_as_many_times_as_tilts():
+    with pytest.raises(ValueError, match="expected 2 times"):
+        cs.TiltScheme.timed([0.0, 3.0], [1.0, 1.0, 1.0], 3.0)
+    with pytest.raises(ValueError, match="divides the extent"):
+        cs.TiltScheme.dose_symmetric(extent=float("inf"))
+
+
 def test_steep_tilts_get_more_where_it_is_asked_for():
     tilts = cs.TiltScheme.dose_symmetric(60, 30, 50.0)
     even = tilts.thickness_compensated(2000.0, 3000.0)
@@ -58,7 +65,17 @@ def test_steep_tilts_get_more_where_it_is_asked_for():
     torch.testing.assert_close(tilts.cosine_compensated(0.0).doses, tilts.doses)
 
 
-@pytest.mark.parametrize("fields", [{"frames": 0}, {"frames": 1.5}, {"dose_rate": 0.0}, {"dose_rate": float("inf")}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"frames": 0},
+        {"frames": 1.5},
+        {"frames": 2.0},
+        {"frames": float("nan")},
+        {"dose_rate": 0.0},
+        {"dose_rate": float("inf")},
+    ],
+)
 def test_schemes_that_cannot_be(fields):
     with pytest.raises(ValueError, match=f"TiltScheme.{next(iter(fields))}"):
         cs.TiltScheme([0.0], [1.0], **fields)
@@ -90,10 +107,13 @@ def test_motion_that_frames_cannot_follow_is_said(generator):
     with pytest.warns(cs.SamplingWarning, match=r"up to 3 Å .* Right would be 7 frames"):
         cs.simulate(specimen(generator, motion=Motion(3 * drift)), tilts, OPTICS, DETECTOR, **how)
     with pytest.warns(cs.SamplingWarning, match="exposures have one frame"):
-        cs.simulate(specimen(generator, motion=Motion(drift[:, :1])), tilts.replace(frames=1), OPTICS, DETECTOR, **how)
+        cs.simulate(specimen(generator, motion=Motion(drift[:, 1:2])), tilts.replace(frames=1), OPTICS, DETECTOR, **how)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="simulate: the specimen")
         cs.simulate(specimen(generator, motion=Motion(drift)), tilts, OPTICS, DETECTOR, **how)
+        cs.simulate(
+            specimen(generator, motion=Motion(0 * drift[:, :1])), tilts.replace(frames=1), OPTICS, DETECTOR, **how
+        )
 
 
 def test_frames_that_are_not_there():
@@ -324,6 +344,8 @@ def test_one_shift_and_one_weight_a_frame():
         cs.sum_frames(frames, shifts=torch.zeros(2))
     with pytest.raises(ValueError, match="sum_frames.weights"):
         cs.sum_frames(frames, weights=torch.ones(1, 8, 5))
+    with pytest.raises(ValueError, match="numbers of 0 or more"):
+        cs.sum_frames(frames, weights=torch.full((4, 8, 5), float("nan")))
 
 
 def test_weighted_sums_keep_mean_and_noise(generator):

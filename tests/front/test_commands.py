@@ -234,6 +234,23 @@ def test_an_interrupted_run_leaves_the_movies_of_the_one_before(tmp_path, monkey
     assert all(after[name] != before[name] for name in before if "_frames/" in name)
 
 
+def test_files_of_an_earlier_run_are_told(tmp_path):
+    out = _with_movies(tmp_path / "1", "mrc", "gain_variation: 0.05")
+    (tmp_path / "plain.yaml").write_text(TINY, encoding="utf-8")
+    made = cryo("simulate", tmp_path / "plain.yaml", "-o", out)
+    assert made.exit_code == 0
+    said = " ".join(made.stderr.split())
+    assert all(name in said for name in ("tiny_frames", "tiny_gain.mrc", "tiny_motion.npz", "of an earlier run"))
+    assert (out / "tiny_gain.mrc").exists()
+
+
+def test_a_file_in_the_way_of_the_movies(tmp_path):
+    (tmp_path / "tiny_frames").write_text("mine")
+    (tmp_path / "movie.yaml").write_text(MOVIE % FALCON + "output: {movies: mrc}\n", encoding="utf-8")
+    assert "expected a folder" in message(cryo("simulate", tmp_path / "movie.yaml", "-o", tmp_path))
+    assert (tmp_path / "tiny_frames").read_text() == "mine"
+
+
 def test_hot_pixels_are_marked_in_the_gain(tmp_path):
     """So that what is made from the electrons is as clean as the stack."""
     text = (MOVIE % "camera: falcon4i, hot_pixels: 0.02") + "output: {movies: eer}\n"

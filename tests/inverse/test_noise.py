@@ -345,3 +345,9 @@ def test_what_is_refused(make, message):
 def test_the_fidelity_holds_the_noise():
     noise, fidelity = model("poisson")
     assert fidelity.noise is noise and CountingFidelity(noise).noise is noise
+
+
+def test_composition_is_refused_rather_than_lost():
+    noise = CountingNoise(3.0, Detector((4, 4), 1.0))
+    with pytest.raises(NotImplementedError, match="composed"):
+        noise * deepinv.physics.GaussianNoise(0.1)

@@ -71,6 +71,16 @@ def test_movies_come_back_in_the_order_of_exposure(tmp_path):
     assert table.ExposureTime.tolist() == pytest.approx(series.tilts.exposure_times.tolist())
 
 
+def test_dose_rate_comes_back(tmp_path):
+    """Also without movies; of exposures without a time it is not guessed."""
+    series = example()
+    write_series(tmp_path / "s.mrc", series.replace(tilts=series.tilts.replace(dose_rate=0.2)))
+    assert read_series(tmp_path / "s.mrc").tilts.dose_rate == pytest.approx(0.2)
+    mdoc = tmp_path / "s.mrc.mdoc"
+    mdoc.write_text(mdoc.read_text().replace("ExposureTime = 15", "ExposureTime = 0", 1))
+    assert read_series(tmp_path / "s.mrc").tilts.dose_rate == example().tilts.dose_rate
+
+
 def test_movies_of_a_windows_microscope(tmp_path, capsys):
     """SerialEM's paths, and its other spelling of a name, without a word."""
     series = example()

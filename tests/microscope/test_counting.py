@@ -416,3 +416,20 @@ def test_clear_refusals(generator):
         torch.func.vmap(lambda e: sample_counts(e, Detector.falcon4i((4, 5), 1.0), 9), randomness="different")(
             flat[None]
         )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_to_be_repaired_are_finite(value):
+    gain = torch.ones(9, 8)
+    gain[4, 4] = 0
+    counts = torch.ones(2, 9, 8)
+    counts[1, 0, 0] = value
+    with pytest.raises(ValueError, match=r"gain_corrected.counts: expected finite"):
+        gain_corrected(counts, Detector((9, 8), 1.0, gain=gain))
+
+
+def test_repaired_pixels_of_an_empty_image_are_empty(generator):
+    gain = 0.8 + 0.4 * torch.rand(64, 64, generator=generator, dtype=torch.float64)
+    gain[torch.rand(64, 64, generator=generator) < 0.3] = 0
+    counts = torch.poisson(torch.full((64, 64), 0.05, dtype=torch.float64), generator=generator)
+    assert bool((gain_corrected(counts, Detector((64, 64), 1.0, gain=gain)) >= 0).all())

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from cryosim.microscope.events import Events, histogram
+from cryosim.microscope.counting import sample_events, thin
+from cryosim.microscope.detector import Detector
+from cryosim.microscope.events import Events, alternating, histogram
 
 
 def some(generator, n=1000, shape=(7, 13, 10), dtype=torch.float32):
@@ -30,6 +32,37 @@ def test_some_of_them(generator):
     events = some(generator)
     late = events.index(events.frame >= 4)
     assert len(late) == int((events.frame >= 4).sum()) and late.shape == events.shape
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_frames_by_turns(parts, generator):
+    events = some(generator)
+    dealt = alternating(events, parts)
+    assert sum(len(part) for part in dealt) == len(events)
+    for i, part in enumerate(dealt):
+        assert bool((part.frame % parts == i).all()) and part.shape == events.shape
+    with pytest.raises(ValueError, match="alternating.parts"):
+        alternating(events, 8)
+
+
+def test_frames_by_turns_are_independent_where_electrons_are_not(generator):
+    """Coincidence makes thinned halves of an exposure anticorrelated in coarse blocks, but not those of its frames."""
+    camera = Detector((96, 96), 1.0, coincidence_radius=2.394)
+    flat = torch.full((96, 96), 0.05 * 40)
+    thinned, turned = [], []
+    for _ in range(30):
+        events = sample_events(flat, camera, 40, generator=generator)
+        for halves, kept in ((thin(events, generator=generator), thinned), (alternating(events), turned)):
+            blocks = [
+                histogram(half).double().unflatten(0, (8, 12)).unflatten(2, (8, 12)).sum((1, 3)) for half in halves
+            ]
+            kept.append(torch.stack([block - block.mean() for block in blocks]))
+    correlations = [
+        float(torch.corrcoef(torch.stack(kept).movedim(1, 0).flatten(1))[0, 1]) for kept in (thinned, turned)
+    ]
+    sigma = (30 * 64) ** -0.5
+    assert correlations[0] < -6 * sigma
+    assert abs(correlations[1]) < 4 * sigma
 
 
 def test_none_at_all():

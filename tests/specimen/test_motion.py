@@ -224,5 +224,7 @@ def test_numbers_that_cannot_be():
         Motion(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="Motion.field"):
         Motion(torch.zeros(2, 1, 3), torch.zeros(2, 2, 3, 4, 4), 10.0)
+    with pytest.raises(ValueError, match="Motion.drift: expected finite"):
+        Motion(torch.full((1, 2, 3), float("nan")))
     with pytest.raises(ValueError, match="positive settling"):
         cs.stage_drift(DOSES, 2, distance=1.0, settling=0.0)
