@@ -31,7 +31,8 @@ def demo(
         Path | None, typer.Option("--config", help="YAML file of another run; `cryosim config new` writes one.")
     ] = None,
     events: Annotated[
-        bool, typer.Option("--events", help="Write every electron to EER files, reconstruct from those (2 to 4 minutes).")
+        bool,
+        typer.Option("--events", help="Write every electron to EER files, reconstruct from those (2 to 4 minutes)."),
     ] = False,
 ) -> None:
     """The main job: a real protein, its tilt series, two tomograms and a report, in about two minutes."""
