@@ -238,8 +238,8 @@ def _check_dose_rate(tilts: TiltScheme, detector: Detector) -> None:
     """Warn where the camera is so slow that it misses many of the electrons."""
     electrons = tilts.dose_rate * number(detector.pixel_size) ** 2 * number(quantum_efficiency(detector))
     rate = torch.tensor([[electrons / detector.frame_rate]], dtype=torch.float64)  # [e- / (px · frame)]
-    flat = detector.replace(shape=(1, 1), gain=None, dark=None)
-    kept = float(recorded_counts(rate, flat.replace(dqe=1.0, nps=None)) / rate)
+    flat = detector.replace(shape=(1, 1), dqe=1.0, nps=None, gain=None, dark=None)
+    kept = float(recorded_counts(rate, flat) / rate)
     if kept < _KEPT:
         warnings.warn(
             f"simulate: at {tilts.dose_rate:g} e-/Å^2/s the camera records {kept:.0%} of the electrons it detects, "

@@ -21,7 +21,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import mode_from_dtype
 
 from cryosim.io.files import FormatError, atomic_write, existing_file
-from cryosim.io.mrc import read_stack, write_stack
+from cryosim.io.mrc import holds, read_stack, write_stack
 
 LARGEST_TIFF = 2**34  # [byte] that a compressed file may unfold to
 
@@ -189,23 +189,13 @@ def _narrowest(frames: torch.Tensor, allowed: tuple[str, ...], *, streamed: bool
     integers = [name for name in allowed if not name.startswith("float")]
     if streamed:
         return "float32" if frames.is_floating_point() else integers[-1 if "uint8" in integers else 0]
-    return next((name for name in integers if all(_holds(name, frame) for frame in frames)), "float32")
-
-
-def _holds(dtype: str, frame: torch.Tensor) -> bool:
-    """Whether `dtype` holds the values of `frame` as they are, but for a float's rounding."""
-    frame = frame.detach()
-    low, high = (float(v) for v in torch.aminmax(frame))  # a NaN comes out as NaN
-    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
-    if not (float(limits.min) <= low and high <= float(limits.max)):
-        return False
-    return dtype.startswith("float") or not frame.is_floating_point() or bool((frame == frame.round()).all())
+    return next((name for name in integers if all(holds(name, frame.detach()) for frame in frames)), "float32")
 
 
 def _array(path: Path, i: int, frame: torch.Tensor, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if tuple(frame.shape) != shape or frame.is_complex():
         raise ValueError(f"{path}: frame {i}: expected real values {shape}, got {tuple(frame.shape)} {frame.dtype}.")
-    if not _holds(dtype, frame):
+    if not holds(dtype, frame.detach()):
         low, high = torch.aminmax(frame.detach())
         raise ValueError(
             f"{path}: frame {i}: expected finite values that {dtype} can hold, got {low:g} to {high:g} "

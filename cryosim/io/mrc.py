@@ -117,7 +117,7 @@ def write_stack(path: str | Path, images: torch.Tensor, pixel_size: float, *, dt
 
 def stack_dtype(images: torch.Tensor) -> str:
     """Type in which `write_stack` stores `images` when none is asked for."""
-    return "int16" if images.numel() and _holds("int16", images.detach()) else "float32"
+    return "int16" if images.numel() and holds("int16", images.detach()) else "float32"
 
 
 def _write(path: str | Path, values: torch.Tensor, spacing: float, dtype: str, *, stack: bool) -> None:
@@ -128,7 +128,7 @@ def _write(path: str | Path, values: torch.Tensor, spacing: float, dtype: str, *
     if not 0 < spacing < float("inf"):
         raise ValueError(f"{path}: pixel size: expected a positive number [Å], got {spacing}.")
     values = values.detach()
-    if not _holds(dtype, values):
+    if not holds(dtype, values):
         raise ValueError(
             f"{path}: expected finite values that {dtype} can hold, got {values.min():g} to {values.max():g} "
             f"({values.dtype}). Write float32, or scale and round first."
@@ -144,14 +144,17 @@ def _write(path: str | Path, values: torch.Tensor, spacing: float, dtype: str, *
         mrc.header.nlabl = 1
 
 
-def _holds(dtype: str, values: torch.Tensor) -> bool:
+def holds(dtype: str, values: torch.Tensor) -> bool:
     """Whether `dtype` holds `values` without wrapping or overflow (a float may round them)."""
     low, high = (float(bound) for bound in torch.aminmax(values))  # a NaN comes out as NaN
     kind = getattr(torch, dtype)
     limits = torch.finfo(kind) if kind.is_floating_point else torch.iinfo(kind)
     if not (limits.min <= low and high <= limits.max):
         return False
-    return kind.is_floating_point or not values.is_floating_point() or all(bool((v == v.round()).all()) for v in values)
+    if kind.is_floating_point or not values.is_floating_point():
+        return True
+    sections = values if values.ndim == 3 else values[None]  # one at a time: copies are as large
+    return all(bool((v == v.round()).all()) for v in sections)
 
 
 def _read(path: str | Path) -> tuple[torch.Tensor, _Header]:

@@ -108,10 +108,7 @@ def _coincident(
     # events in the order of square cells; those near one lie in its own cell or the eight about it
     row, column = ((at / max(radius, 1.0)).floor().long() for at in (y, x))
     row, column = row - row.min(), column - column.min() + 1
-    rows, columns = (
-        int(row.max()) + 2,
-        int(column.max()) + 2,
-    )  # with an empty row, and columns at both ends
+    rows, columns = int(row.max()) + 2, int(column.max()) + 2  # with an empty row, and columns at both ends
     cell, order = ((frame * rows + row) * columns + column).sort()
     y, x, moment = y[order], x[order], moment[order]
     one = torch.arange(len(cell), device=cell.device)

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from cryosim.core.decay import mean_decay
 from cryosim.core.fourier import SamplingWarning, number, squared_frequencies
-from cryosim.core.record import hidden
+from cryosim.core.record import differentiated, hidden
 from cryosim.microscope.coincidence import draw_events
 from cryosim.microscope.detector import Detector, nps
 from cryosim.microscope.draws import refuse_transforms, without_derivative
 from cryosim.microscope.events import Events, histogram
+from cryosim.microscope.optics import is_zero
 
 
 def events_per_frame(expected: torch.Tensor, detector: Detector, frames: int = 1) -> torch.Tensor:
@@ -46,7 +48,7 @@ def events_per_frame(expected: torch.Tensor, detector: Detector, frames: int = 1
     ValueError
         When there are no frames.
     """
-    return _rate(expected if detector.nps is None else expected / _like(detector.nps[0], expected), detector, frames)
+    return _rate(expected if detector.nps is None else expected / detector.nps[0].to(expected), detector, frames)
 
 
 def recorded_counts(expected: torch.Tensor, detector: Detector, frames: int = 1) -> torch.Tensor:
@@ -74,8 +76,8 @@ def recorded_counts(expected: torch.Tensor, detector: Detector, frames: int = 1)
     ------
     Zambon 2024, DOI 10.3389/fphy.2024.1408430, of pixels that are read sparsely as hit or not.
     """
-    recorded = _recorded(events_per_frame(expected, detector, frames), detector, frames)
-    return recorded if detector.nps is None else recorded * _like(detector.nps[0], recorded)
+    recorded = recorded_of(events_per_frame(expected, detector, frames), detector, frames)
+    return recorded if detector.nps is None else recorded * detector.nps[0].to(recorded)
 
 
 def sample_counts(
@@ -124,7 +126,7 @@ def sample_counts(
         drawn = _draw(electrons.detach(), rate.detach(), detector, frames, generator)
         if detector.nps is not None:
             mean = recorded_counts(expected.detach().clamp_min(0), detector, frames)
-            noise = drawn - _recorded(rate.detach(), detector, frames)
+            noise = drawn - recorded_of(rate.detach(), detector, frames)
             drawn = torch.where(mean > 0, mean + _coloured(noise, detector), 0.0)
     return without_derivative(drawn, rate)
 
@@ -191,6 +193,8 @@ def sample_events(
     electrons = _electrons(expected, detector, supersampling)
     with torch.no_grad():
         events = draw_events(electrons.detach(), detector, frames, supersampling, generator)
+    if not differentiated(electrons):
+        return events
     y, x = (without_derivative(at, electrons) for at in (events.y, events.x))
     return events.replace(y=y, x=x)
 
@@ -242,7 +246,7 @@ def _draw(
     electrons: torch.Tensor, rate: torch.Tensor, detector: Detector, frames: int, generator: torch.Generator | None
 ) -> torch.Tensor:
     """Events (..., y, x) per pixel, before they are rendered."""
-    if _coincides(detector):
+    if not is_zero(detector.coincidence_radius):
         refuse_transforms("sample_counts")
         images = [
             histogram(draw_events(image, detector, frames, 1, generator)).to(image)
@@ -254,7 +258,8 @@ def _draw(
     return torch.poisson(frames * rate, generator=generator)
 
 
-def _recorded(rate: torch.Tensor, detector: Detector, frames: int) -> torch.Tensor:
+def recorded_of(rate: torch.Tensor, detector: Detector, frames: int | torch.Tensor) -> torch.Tensor:
+    """Mean counts in so many frames of `events_per_frame`, of which a binary pixel tells one a frame."""
     return frames * (-torch.expm1(-rate) if detector.counting == "binary" else rate)
 
 
@@ -263,20 +268,12 @@ def _rate(electrons: torch.Tensor, detector: Detector, frames: int) -> torch.Ten
     if frames < 1 or frames != int(frames):
         raise ValueError(f"frames: expected a whole number of at least 1, got {frames}.")
     rate = electrons / frames
-    if _coincides(detector):
+    if not is_zero(detector.coincidence_radius):
         radius = torch.as_tensor(detector.coincidence_radius, dtype=rate.dtype, device=rate.device)
-        rate = rate * _survival(math.pi * radius**2 * _disc_mean(rate, radius))
+        rate = rate * mean_decay(math.pi * radius**2 * _disc_mean(rate, radius))
         if detector.counting == "binary":
             rate = rate + _apart(radius) * rate**2 * (1 / 2 + rate / 3 + rate**2 / 4)
-    return rate if detector.dark is None else rate + _like(detector.dark, rate)
-
-
-def _survival(neighbours: torch.Tensor) -> torch.Tensor:
-    """(1 - exp(-N)) / N."""
-    small = neighbours.abs() < 1e-3
-    safe = torch.where(small, 1.0, neighbours)
-    series = 1 - neighbours / 2 + neighbours**2 / 6 - neighbours**3 / 24
-    return torch.where(small, series, -torch.expm1(-safe) / safe)
+    return rate if detector.dark is None else rate + detector.dark.to(rate)
 
 
 def _disc_mean(image: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
@@ -300,15 +297,7 @@ def _apart(radius: torch.Tensor) -> torch.Tensor:
     return torch.where(radius <= 1, near, torch.where(u < 2, far, 1.0))
 
 
-def _like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return value.to(dtype=like.dtype, device=like.device)
-
-
 # rendering ------------------------------------------------------------------------------------------------------------
-
-
-def _coincides(detector: Detector) -> bool:
-    return isinstance(detector.coincidence_radius, torch.Tensor) or detector.coincidence_radius > 0
 
 
 def _electrons(expected: torch.Tensor, detector: Detector, s: int = 1) -> torch.Tensor:

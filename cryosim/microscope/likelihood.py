@@ -25,7 +25,7 @@ import math
 import torch
 
 from cryosim.core.record import hidden
-from cryosim.microscope.counting import events_per_frame
+from cryosim.microscope.counting import events_per_frame, recorded_of
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 from cryosim.microscope.optics import is_zero, per_image, root
@@ -233,7 +233,7 @@ def gaussian_counts(
     if not hidden() and (rate < 0).any():
         low = float((many * rate.detach()).min())
         raise ValueError(f"expected: expected no negative mean counts, got {low:g}. Clip the electrons at 0.")
-    mean = many * (-torch.expm1(-rate) if detector.counting == "binary" else rate)
+    mean = recorded_of(rate, detector, many)
     variance = mean * torch.exp(-rate) if detector.counting == "binary" else mean
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + root(variance) * noise

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from cryosim.core.decay import mean_decay
 from cryosim.core.fourier import number
 from cryosim.core.record import Record, differentiated, hidden, item
 from cryosim.specimen.atoms import CLASSES, Atoms
@@ -190,7 +191,7 @@ def fading(
     """
     rate = decay_rate(damage, squared_frequency, which) / _factor(damage, voltage)
     start, during = (torch.as_tensor(d, dtype=rate.dtype) for d in (moment.start, moment.during))
-    return torch.exp(-rate * start) * _mean_decay(rate * during)
+    return torch.exp(-rate * start) * mean_decay(rate * during)
 
 
 def decay_rate(damage: Damage, squared_frequency: torch.Tensor, which: int = 0) -> torch.Tensor:
@@ -268,13 +269,6 @@ def _critical_rate(critical: CriticalExposure, squared_frequency: torch.Tensor) 
     somewhere = squared_frequency > 0
     power = torch.where(somewhere, squared_frequency, 1.0) ** (0.5 * critical.exponent)
     return torch.where(somewhere, 0.5 * power / (critical.scale + critical.offset * power), 0.0)
-
-
-def _mean_decay(x: torch.Tensor) -> torch.Tensor:
-    """(1 - exp(-x)) / x, 1 at x = 0."""
-    small = x < 1e-3
-    safe = torch.where(small, 1.0, x)
-    return torch.where(small, 1 - x / 2 * (1 - x / 3 * (1 - x / 4)), -torch.expm1(-safe) / safe)
 
 
 def _of_class(rates: Number, which: int, name: str) -> Number:

@@ -300,10 +300,10 @@ def _molecules(
         empty = Slices(nothing.expand(grid.n_slices, *grid.shape), grid.pixel_size, grid.thickness)
         return empty, empty if volumes else None
     solvent = specimen.ice.inner_potential if specimen.ice else 0.0
+    where = (grid.shape, grid.pixel_size, grid.thickness, grid.n_slices)
     potentials, displaced_volumes = [], []
     for part, which in alike(specimen.damage, atoms):
         fading = fading_of(specimen.damage, moments, voltage, which)
-        where = (grid.shape, grid.pixel_size, grid.thickness, grid.n_slices)
         how: dict = {"fading": fading, "width": grid.width, "dtype": grid.dtype}
         potentials.append(potential_slices(part, *where, grid.parametrization, solvent=solvent, **how))
         if volumes:

@@ -33,6 +33,7 @@ import torch
 from scipy.spatial import KDTree
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
+from cryosim.core.decay import mean_decay
 from cryosim.core.fourier import BAND, band_limit, frequencies, half_frequencies, squared_frequencies
 from cryosim.core.rotation import random_rotations
 from cryosim.specimen.atoms import CLASSES, Atoms
@@ -288,9 +289,8 @@ def frame_shares(x: torch.Tensor, frame: int) -> torch.Tensor:
     apart = (n[:, None] - n).abs()
     x = x[..., None, None]
     safe = x.clamp_min(1e-2)
-    means = torch.where(x < 1e-2, 1 - x / 2 + x**2 / 6, -torch.expm1(-safe) / safe)
     own = torch.where(x < 1e-2, 1 - x / 3 + x**2 / 12, 2 * (safe + torch.expm1(-safe)) / safe**2)
-    covariance = torch.where(apart == 0, own, means**2 * torch.exp(-x * (apart - 1)))
+    covariance = torch.where(apart == 0, own, mean_decay(x) ** 2 * torch.exp(-x * (apart - 1)))
     slight = 1e-9 * torch.eye(frame + 1, dtype=x.dtype, device=x.device)  # what never changes has one noise only
     return torch.linalg.cholesky(covariance + slight)[..., -1, :].movedim(-1, 0)
 

@@ -29,6 +29,7 @@ from cryosim.core.record import hidden
 from cryosim.microscope.counting import events_per_frame, sample_counts
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.likelihood import check_counts, negative_log_likelihood
+from cryosim.microscope.optics import is_zero
 from cryosim.microscope.proximal import binary_prox, poisson_prox
 
 
@@ -137,7 +138,15 @@ class CountingNoise(NoiseModel):
         return _against(self.frames, x)[..., 0, 0].expand(-1, 1, x.shape[2])
 
 
-class CountingFidelity(DataFidelity):
+class _Likelihood(DataFidelity):
+    """What the fidelities share: PDCP's step on the data."""
+
+    def prox_conjugate(self, x, y, physics, *args, gamma=1.0, lamb=1.0, **kwargs) -> torch.Tensor:
+        """prox of the conjugate of the distance, for dual variables x of the shape of the data, as PDCP wants it."""
+        return self.d.prox_conjugate(x, y, gamma=gamma, lamb=lamb)
+
+
+class CountingFidelity(_Likelihood):
     """-log P(counts | contrast) of a `CountingNoise`: one value for each item of the batch.
 
     Parameters
@@ -186,10 +195,6 @@ class CountingFidelity(DataFidelity):
             "through an operator there is no closed form. Use the gradient (GD, PGD, FISTA), or PDCP with K=physics.A."
         )
 
-    def prox_conjugate(self, x, y, physics, *args, gamma=1.0, lamb=1.0, **kwargs) -> torch.Tensor:
-        """prox of the conjugate of the distance, for dual variables x of the shape of the data, as PDCP wants it."""
-        return self.d.prox_conjugate(x, y, gamma=gamma, lamb=lamb)
-
 
 class _CountingDistance(Distance):
     def __init__(self, noise: CountingNoise) -> None:
@@ -211,7 +216,7 @@ class _CountingDistance(Distance):
         noise, detector = self.noise, self.noise.detector
         check_counts(y, detector, noise.frames_of(x))
         radius = detector.coincidence_radius
-        if isinstance(radius, torch.Tensor) or radius > 0:
+        if not is_zero(radius):
             raise NotImplementedError(
                 f"CountingFidelity.prox: expected pixels that do not depend on each other, got a coincidence radius of "
                 f"{float(radius):g} px. Use the gradient, or detector.replace(coincidence_radius=0.0)."
@@ -263,7 +268,7 @@ class TiltGaussianNoise(NoiseModel):
         return input + _against(self.std, input) * self.randn_like(input)
 
 
-class TiltGaussianFidelity(DataFidelity):
+class TiltGaussianFidelity(_Likelihood):
     """-log of the normal density of a `TiltGaussianNoise`, constants included: one value for each item of the batch.
 
     Parameters
@@ -299,10 +304,6 @@ class TiltGaussianFidelity(DataFidelity):
             )
         gamma = torch.as_tensor(gamma, dtype=x.dtype, device=x.device).reshape(-1)
         return physics.prox_l2(x, y, gamma / std[:, 0].to(x) ** 2)  # type: ignore[attr-defined]
-
-    def prox_conjugate(self, x, y, physics, *args, gamma=1.0, lamb=1.0, **kwargs) -> torch.Tensor:
-        """prox of the conjugate of the distance, for dual variables x of the shape of the data, as PDCP wants it."""
-        return self.d.prox_conjugate(x, y, gamma=gamma, lamb=lamb)
 
 
 class _TiltGaussianDistance(Distance):
