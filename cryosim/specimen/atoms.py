@@ -8,9 +8,10 @@ import torch
 
 from cryosim.core.record import Record, item
 
-CLASSES = ("other", "carboxyl", "sulfur", "metal", "nucleic acid", "water")
+CLASSES = ("other", "carboxyl", "sulfur", "metal", "nucleic acid", "water", "solid", "deposit")
 """Kinds of atoms that the beam treats differently, as `read_atoms` tells them: side-chain carboxyl groups, the sulfur
-of cysteine, metals, all of nucleic acids, water, and the rest."""
+of cysteine, metals, all of nucleic acids, water, and the rest. A solid (a film of carbon, a bead of gold) does not fade
+and takes the room of its own lattice; a deposit is a solid that stands on the ice and displaces none of it."""
 
 
 class Atoms(Record):

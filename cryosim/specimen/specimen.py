@@ -11,7 +11,7 @@ import torch
 
 from cryosim.core.fourier import number
 from cryosim.core.inelastic import absorption_potential, mean_free_path
-from cryosim.core.record import Record, differentiated, hidden, item
+from cryosim.core.record import Record, differentiated, hidden, item, static
 from cryosim.core.rotation import random_rotations, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
 from cryosim.specimen.damage import Damage, alike, fading_of, water_decay
@@ -31,10 +31,13 @@ class Poses(Record):
     rotations : tensor (copy, 3, 3)
     positions : tensor (copy, 3)
         (x, y, z) [Å].
+    instances : tensor (copy,) or None
+        Whole numbers: copies of one number belong to one thing, as the subunits of a filament do. None is each its own.
     """
 
     rotations: torch.Tensor = item(2)
     positions: torch.Tensor = item(1)
+    instances: torch.Tensor | None = item(0, default=None)
 
 
 class Specimen(Record):
@@ -55,11 +58,15 @@ class Specimen(Record):
         By the electrons; None is a specimen that does not change.
     motion : Motion or None
         Of what is seen, frame by frame; None stands still.
+    names : tuple of str
+        Of the molecules; "molecule 1" and so on when left out.
+    kinds : tuple of str
+        What each is, for labels: "protein", "membrane", "filament", "gold", ...; "protein" when left out.
 
     Raises
     ------
     ValueError
-        When molecules and poses differ in number.
+        When molecules, poses, names and kinds differ in number.
     """
 
     molecules: tuple[Atoms, ...]
@@ -69,14 +76,25 @@ class Specimen(Record):
     absorption: Absorption | None = None
     damage: Damage | None = None
     motion: Motion | None = None
+    names: tuple[str, ...] = static(default=())
+    kinds: tuple[str, ...] = static(default=())
 
     def __post_init__(self) -> None:
-        for name in ("molecules", "poses", "size"):
+        for name in ("molecules", "poses", "size", "names", "kinds"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.molecules) != len(self.poses) or not self.molecules:
+        n = len(self.molecules)
+        if n != len(self.poses) or not self.molecules:
             raise ValueError(
-                f"Specimen: expected one Poses for each molecule, got {len(self.molecules)} molecules and "
-                f"{len(self.poses)} poses."
+                f"Specimen: expected one Poses for each molecule, got {n} molecules and {len(self.poses)} poses."
+            )
+        if not self.names:
+            object.__setattr__(self, "names", tuple(f"molecule {i}" for i in range(1, n + 1)))
+        if not self.kinds:
+            object.__setattr__(self, "kinds", ("protein",) * n)
+        if not n == len(self.names) == len(self.kinds):
+            raise ValueError(
+                f"Specimen: expected a name and a kind for each of {n} molecules, got {len(self.names)} and "
+                f"{len(self.kinds)}."
             )
 
 
