@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from cryosim.microscope.scattering import projection as projection
     from cryosim.microscope.scattering import rytov as rytov
     from cryosim.specimen.atoms import Atoms as Atoms
+    from cryosim.specimen.atoms import Poses as Poses
     from cryosim.specimen.damage import CriticalExposure as CriticalExposure
     from cryosim.specimen.damage import Damage as Damage
     from cryosim.specimen.damage import critical_exposure as critical_exposure
@@ -80,11 +81,10 @@ if TYPE_CHECKING:
     from cryosim.specimen.potential import Slices as Slices
     from cryosim.specimen.potential import potential_slices as potential_slices
     from cryosim.specimen.potential_volume import potential_volume as potential_volume
-    from cryosim.specimen.specimen import Poses as Poses
     from cryosim.specimen.specimen import Specimen as Specimen
     from cryosim.specimen.specimen import flooded as flooded
     from cryosim.specimen.specimen import place_randomly as place_randomly
-    from cryosim.specimen.specimen import tilted_slices as tilted_slices
+    from cryosim.specimen.tilted import tilted_slices as tilted_slices
     from cryosim.specimen.water import WaterField as WaterField
     from cryosim.specimen.water import water_molecules as water_molecules
 
@@ -121,14 +121,15 @@ _HOMES = {
     ],
     "microscope.optics": ["Optics", "ctf", "envelope", "transfer"],
     "microscope.scattering": ["absorbed_depth", "ewald", "multislice", "projection", "rytov"],
-    "specimen.atoms": ["Atoms"],
+    "specimen.atoms": ["Atoms", "Poses"],
     "specimen.damage": ["CriticalExposure", "Damage", "critical_exposure", "fading", "optimal_exposure"],
     "specimen.ice": ["Absorption", "Ice", "Relief", "meniscus", "rough_relief"],
     "specimen.moment": ["Moment"],
     "specimen.motion": ["Motion", "beam_induced_motion", "doming", "stage_drift"],
     "specimen.potential": ["Slices", "potential_slices"],
     "specimen.potential_volume": ["potential_volume"],
-    "specimen.specimen": ["Poses", "Specimen", "flooded", "place_randomly", "tilted_slices"],
+    "specimen.specimen": ["Specimen", "flooded", "place_randomly"],
+    "specimen.tilted": ["tilted_slices"],
     "specimen.water": ["WaterField", "water_molecules"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

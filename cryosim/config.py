@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 import yaml
@@ -319,6 +321,21 @@ def read_config(path: str | Path) -> RunConfig:
     ConfigError
         When the file is missing, is not YAML, or has an unknown key, a key twice or a value out of bounds.
     """
+    given = read_yaml(path)
+    try:
+        return RunConfig.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {explain(e)}" for e in error.errors())) from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Keys and values of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing, is not YAML, has a key twice, or has no keys.
+    """
     path = Path(path)
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -328,10 +345,7 @@ def read_config(path: str | Path) -> RunConfig:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected keys such as seed and specimen, got {type(given).__name__}.")
-    try:
-        return RunConfig.model_validate(given)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
+    return given
 
 
 def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -345,7 +359,7 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(config.model_dump() | sections)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError("\n".join(explain(e) for e in error.errors())) from error
 
 
 def config_text(config: RunConfig) -> str:
@@ -409,7 +423,7 @@ def damage(config: RunConfig) -> Damage | None:
         usual = CriticalExposure()
         scale, offset = (section.critical_exposure * number(x) for x in (usual.scale, usual.offset))
         critical = CriticalExposure(scale, usual.exponent, offset)
-    losses = [special.get(name) for name in CLASSES]
+    losses = [special.get(name) for name in CLASSES if name not in ("solid", "deposit")]  # which do not fade
     loss = torch.tensor([section.loss if rate is None else rate for rate in losses], dtype=torch.float64)
     diffuses = config.specimen.ice is not None and config.specimen.ice.structure == "water" and section.water_diffusion
     if critical is None and not section.b_growth and not bool(loss.any()) and not diffuses:
@@ -492,13 +506,38 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any, model: type[BaseModel] = RunConfig) -> str:
+    """One sentence for one of pydantic's errors about a `model`, with the nearest name for an unknown key."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}. `cryosim config new` shows every key there is."
+        if model is RunConfig and key == "dataset":
+            return "unknown key dataset. It describes many runs: `cryosim dataset` makes them."
+        *section, last = error["loc"]
+        near = difflib.get_close_matches(str(last), sorted(_keys(model, section)), n=1)
+        nearest = f"; did you mean {near[0]}?" if near else "."
+        return f"unknown key {key}{nearest} `cryosim config new` shows every key there is."
     said = error["msg"].removeprefix("Value error, ").rstrip(".")
     got = "" if error["type"] == "value_error" else f", got {short_repr(error['input'])}"
     return f"{key}: {said}{got}." if key else f"{said}{got}."
+
+
+def _keys(annotation: Any, place: Sequence[str | int]) -> set[str]:
+    """Keys of the section that lies at `place` below the type `annotation`."""
+    models = _models(annotation)
+    if not place:
+        return {name for model in models for name in model.model_fields}
+    head, *rest = place
+    below = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
+    if not below:  # a place in a list, or which of several kinds of section it is
+        return _keys(annotation, rest)
+    return set().union(*(_keys(inner, rest) for inner in below))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Sections that a type names: itself, or what is in its brackets."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
 def _lines(section: BaseModel, depth: int) -> list[str]:

@@ -25,7 +25,6 @@ from cryosim.io.series import read_series, write_series
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
 from cryosim.specimen.atoms import Atoms
-from cryosim.specimen.potential import AtomSlices
 from cryosim.specimen.specimen import Poses, Specimen
 from inverse.reconstruction import reconstruct
 
@@ -113,7 +112,6 @@ def _flipped_columns(path, *args, **kwargs):
 
 
 _read = read_series
-_getitem = AtomSlices.__getitem__
 _transmission = cryosim.microscope.backward.Step.transmission
 _propagator = cryosim.microscope.scattering.propagator
 _transfer = cryosim.microscope.imaging.transfer
@@ -123,16 +121,16 @@ _frame = inverse.reconstruction.to_tilt_frame
 
 FLIPS = {
     "tilt of the specimen": (
-        "cryosim.specimen.specimen.tilt_rotation",
+        "cryosim.specimen.tilted.tilt_rotation",
         lambda angle, axis=0.0: rotation_z(axis) @ rotation_y(-angle),
     ),
     "in-plane turn of the specimen": (
-        "cryosim.specimen.specimen.tilt_rotation",
+        "cryosim.specimen.tilted.tilt_rotation",
         lambda angle, axis=0.0: rotation_z(-axis) @ rotation_y(angle),
     ),
     "order of the slices": (
-        "cryosim.specimen.potential.AtomSlices.__getitem__",
-        lambda self, i: _getitem(self, range(len(self))[len(self) - 1 - i]),
+        "cryosim.specimen.potential.AtomSlices.in_order",
+        lambda self: (self[i] for i in reversed(range(len(self)))),
     ),
     "phase of the transmission": (
         "cryosim.microscope.backward.Step.transmission",

@@ -25,11 +25,11 @@ from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.gain import gain_corrected
 from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
-from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.moment import Moment
 from cryosim.specimen.motion import Motion
 from cryosim.specimen.scattering_factors import Parametrization
-from cryosim.specimen.specimen import Specimen, assemble, tilted_slices
+from cryosim.specimen.specimen import Specimen
+from cryosim.specimen.tilted import tilted_slices
 
 LARGEST_DOSE = 1e9
 """Of one exposure [e-/Å^2]; a million times what destroys any specimen, and still countable."""
@@ -147,7 +147,6 @@ def expected_frames(
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
     losses: LossSpectrum = ICE_LOSSES,
     supersampling: int = 1,
-    atoms: Atoms | None = None,
 ) -> torch.Tensor:
     """Expected counts (frame, y, x) [e-/px] in the frames of exposure `which`; differentiable.
 
@@ -159,8 +158,6 @@ def expected_frames(
         Which of its frames; all when left out.
     supersampling : int
         As in `expected_counts`.
-    atoms : Atoms, optional
-        `assemble(specimen)`, where the caller has it already.
 
     The other arguments and errors are those of `simulate`.
     """
@@ -175,7 +172,6 @@ def expected_frames(
             UserWarning,
             stacklevel=2,
         )
-    atoms = assemble(specimen) if atoms is None else atoms
 
     def expected(moments: Sequence[Moment]) -> torch.Tensor:
         slices = tilted_slices(
@@ -189,7 +185,6 @@ def expected_frames(
             parametrization=sampling.parametrization,
             width=sampling.width,
             dtype=sampling.dtype,
-            atoms=atoms,
             voltage=mine.voltage,
             moment=moments,
         )
@@ -344,7 +339,6 @@ def simulate(
     sampling = sampling or sampling_for(detector, optics)
     _check_dose_rate(tilts, detector)
     _check_motion(specimen.motion, detector)
-    atoms = assemble(specimen)
     fine = 1 if supersampling is None else supersampling
     how: dict[str, Any] = {"sampling": sampling, "scattering": scattering, "losses": losses, "supersampling": fine}
     seen = tilts.replace(frames=1) if _constant(specimen) and movies is None and supersampling is None else tilts
@@ -354,7 +348,7 @@ def simulate(
     def expose(n: int) -> torch.Tensor:
         with torch.no_grad():
             which, part = divmod(n, len(parts))
-            return expected_frames(specimen, seen, optics, detector, which, parts[part], atoms=atoms, **how)
+            return expected_frames(specimen, seen, optics, detector, which, parts[part], **how)
 
     def count(which: int, mean: torch.Tensor) -> tuple[torch.Tensor, Events | None]:
         n = seen.camera_frames(which, detector.frame_rate)

@@ -37,6 +37,7 @@ import torch
 from torch.utils import _pytree
 
 from cryosim.core.record import Record, hidden
+from cryosim.core.slices import in_order
 
 _TOLERANCE = 3e-5
 """Of rebuilt waves, relative: beyond it the backward pass takes checkpoints."""
@@ -92,8 +93,8 @@ class Step(NamedTuple):
     ) -> torch.Tensor:
         """Exit wave (..., y, x), by operations torch differentiates; `watch` sees u of every slice but the first."""
         n, wave = len(slices), incident
-        for i in range(n):
-            wave = self.passed(wave, self.transmission(slices[i]), self.flight if i < n - 1 else self.back)
+        for i, v in enumerate(in_order(slices)):
+            wave = self.passed(wave, self.transmission(v), self.flight if i < n - 1 else self.back)
             if watch is not None and i < n - 1:
                 watch(i + 1, wave)
         assert wave is not None

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -40,24 +40,12 @@ from cryosim.core.constants import interaction_constant, wavelength
 from cryosim.core.fourier import BAND, SamplingWarning, frequencies, number
 from cryosim.core.fourier import band_limit as circular_band_limit
 from cryosim.core.record import hidden
+from cryosim.core.slices import SliceSource as SliceSource
+from cryosim.core.slices import in_order
 from cryosim.microscope.backward import Step, constant_memory_multislice
 from cryosim.microscope.optics import Optics, is_zero, per_image, tilt_of
 
 Flight = Literal["fresnel", "exact"]
-
-
-class SliceSource(Protocol):
-    """Anything that gives slices of projected potential one by one."""
-
-    @property
-    def pixel_size(self) -> float | torch.Tensor: ...
-
-    @property
-    def thickness(self) -> float | torch.Tensor: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> torch.Tensor: ...
 
 
 def multislice(
@@ -180,9 +168,9 @@ def born_field(slices: SliceSource, optics: Optics, flight: Flight = "fresnel") 
     n, thickness = len(slices), slices.thickness
     _check_flight("first Born field", slices, optics, shape, 0.0)
     along = propagator(slices, optics, thickness, shape, dtype, device, flight)
-    total = torch.fft.fft2(first)
-    for i in range(1, n):
-        total = total * along + torch.fft.fft2(slices[i])
+    total = torch.zeros(())
+    for i, v in enumerate(in_order(slices)):
+        total = total * along + torch.fft.fft2(v) if i else torch.fft.fft2(v)
     back = propagator(slices, optics, (n // 2 - n + 1) * thickness, shape, dtype, device, flight)
     limit = circular_band_limit(shape, dtype=dtype, device=device)
     turn, damp = coupling(optics, dtype, device)
@@ -225,9 +213,10 @@ def _first(slices: SliceSource, name: str) -> torch.Tensor:
 
 def _sum(slices: SliceSource, name: str) -> torch.Tensor:
     """All slices together (..., y, x) [V·Å]."""
-    total = _first(slices, name)
-    for i in range(1, len(slices)):
-        total = total + slices[i]
+    _first(slices, name)
+    total = torch.zeros(())
+    for i, v in enumerate(in_order(slices)):
+        total = total + v if i else v
     return total
 
 

@@ -1,4 +1,4 @@
-"""Atoms: the only thing a structure file is turned into."""
+"""Atoms, the only thing a structure file is turned into, and where copies of them stand."""
 
 from __future__ import annotations
 
@@ -85,6 +85,23 @@ class Atoms(Record):
         """Copy with the mean position, weighted by atomic number, at the origin."""
         weights = self.numbers.to(self.positions.dtype)[:, None]
         return self.moved(shift=-(weights * self.positions).sum(0) / weights.sum())
+
+
+class Poses(Record):
+    """Where the copies of one molecule stand: rotated by `rotations`, then moved to `positions`.
+
+    Attributes
+    ----------
+    rotations : tensor (copy, 3, 3)
+    positions : tensor (copy, 3)
+        (x, y, z) [Å].
+    instances : tensor (copy,) or None
+        Whole numbers: copies of one number belong to one thing, as the subunits of a filament do. None is each its own.
+    """
+
+    rotations: torch.Tensor = item(2)
+    positions: torch.Tensor = item(1)
+    instances: torch.Tensor | None = item(0, default=None)
 
 
 def concatenate(parts: Sequence[Atoms]) -> Atoms:

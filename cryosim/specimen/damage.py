@@ -41,6 +41,7 @@ from cryosim.specimen.moment import Moment
 Number = float | torch.Tensor
 
 _WATER = CLASSES.index("water")
+_SOLIDS = (CLASSES.index("solid"), CLASSES.index("deposit"))
 _VOLTAGES = (100.0, 200.0, 300.0)  # [kV]
 _FACTORS = (1 / 1.57, 0.8, 1.0)
 
@@ -196,6 +197,8 @@ def fading(
 
 def decay_rate(damage: Damage, squared_frequency: torch.Tensor, which: int = 0) -> torch.Tensor:
     """mu (...) [1 per e-/Å^2 at 300 kV] of atoms of class `which` at k^2 (...) [1/Å^2]."""
+    if which in _SOLIDS:
+        return torch.zeros_like(squared_frequency)
     growth = _of_class(damage.b_growth, which, "b_growth")
     rate = 0.25 * growth * squared_frequency + _of_class(damage.loss, which, "loss")
     if which == _WATER:
@@ -222,24 +225,24 @@ def water_decay(damage: Damage, voltage: Number | None = None) -> float:
     return (2 * math.pi) ** 2 / 6 * number(damage.water_diffusion) / number(_factor(damage, voltage))
 
 
-def alike(damage: Damage | None, atoms: Atoms) -> Iterator[tuple[Atoms, int]]:
-    """Parts of the atoms that fade alike, and a class that each belongs to.
+def alike(damage: Damage | None, atoms: Atoms) -> Iterator[tuple[object, Atoms, int]]:
+    """Parts of the atoms that fade alike: what tells them apart, the atoms, and a class that each belongs to.
 
     Classes are told apart only where their rates differ, or where a derivative in the rates may be asked for.
     """
-    if damage is None or len(atoms) == 0:
-        yield atoms, 0
+    if len(atoms) == 0:
+        return
+    if damage is None:
+        yield None, atoms, 0
         return
     apart = differentiated(damage.b_growth) or differentiated(damage.loss)
     groups: dict[object, list[int]] = {}
     for which in torch.unique(atoms.classes).tolist():
         rates = tuple(number(_of_class(getattr(damage, name), which, name)) for name in ("b_growth", "loss"))
         groups.setdefault(which if apart else (rates, which == _WATER), []).append(which)
-    if len(groups) == 1:
-        yield atoms, next(iter(groups.values()))[0]
-        return
-    for members in groups.values():
-        yield atoms.index(torch.isin(atoms.classes, atoms.classes.new_tensor(members))), members[0]
+    for key, members in groups.items():
+        mine = torch.isin(atoms.classes, atoms.classes.new_tensor(members)) if len(groups) > 1 else slice(None)
+        yield key, atoms.index(mine), members[0]
 
 
 def fading_of(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -22,7 +23,8 @@ import torch
 from cryosim.core.fourier import SamplingWarning, fast_length, number, positions, squared_frequencies
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL, PROTEIN
 from cryosim.core.record import Record, hidden, item, static
-from cryosim.specimen.potential import AtomSlices, Slices, SummedSlices
+from cryosim.core.slices import SliceSource, in_order
+from cryosim.specimen.potential import Slices
 from cryosim.specimen.water import WaterField
 
 Structure = Literal["constant", "water"]
@@ -258,26 +260,29 @@ class ImmersedSlices(Record):
         Mean potential of the ice [V]; 0 in vacuum.
     column : tensor ()
         Of ice, shared evenly by the slices [Å].
-    displaced : AtomSlices or None
-        Depth of ice that the molecules displace [Å]; where structure or absorption ask for it.
-    absorption : tensor (2,) or None
-        Imaginary potentials of the ice and of the molecules [V].
+    volumes : tuple of sources of slices (y, x)
+        Depth that each substance takes [Å]; where structure or absorption ask for it.
+    absorption : tensor (1 + substance,) or None
+        Imaginary potentials of the ice and of each substance [V].
     surfaces : Surfaces or None
         Where relief or structure ask for them.
     field : WaterField or None
         Fluctuations of the potential.
     drift : tensor (2,) or None
         (x, y) by which they have moved since the exposure began [Å].
+    in_ice : tuple of bool
+        Whether each substance displaces ice, or stands on it.
     """
 
-    atoms: Slices | AtomSlices | SummedSlices
+    atoms: SliceSource
     potential: torch.Tensor = item(0)
     column: torch.Tensor = item(0)
-    displaced: Slices | AtomSlices | SummedSlices | None = None
+    volumes: tuple[SliceSource, ...] = ()
     absorption: torch.Tensor | None = item(1, default=None)
     surfaces: Surfaces | None = None
     field: WaterField | None = static(default=None)
     drift: torch.Tensor | None = item(1, default=None)
+    in_ice: tuple[bool, ...] = static(default=())
 
     @property
     def pixel_size(self) -> float | torch.Tensor:
@@ -295,28 +300,37 @@ class ImmersedSlices(Record):
     def __getitem__(self, i: int) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of slice i; complex where there is absorption."""
         i = range(len(self))[i]
+        return self._immersed(i, self.atoms[i], [volume[i] for volume in self.volumes])
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """All slices, first to last."""
+        for i, (v, *volumes) in enumerate(zip(in_order(self.atoms), *map(in_order, self.volumes), strict=True)):
+            yield self._immersed(i, v, volumes)
+
+    def _immersed(self, i: int, v: torch.Tensor, volumes: list[torch.Tensor]) -> torch.Tensor:
         depth = self.column / len(self)  # of ice [Å]
         if self.surfaces is not None:
             depth = depth + self._relief(i)
-        v = self.atoms[i]
-        displaced = None if self.displaced is None else self.displaced[i]
         v = v + (depth * self.potential).to(v)
         if self.field is not None:
             water = self.field.displaced(i - len(self) // 2, self.drift)
-            v = v + water * self._filled(i, displaced).to(v)
-        return v if self.absorption is None else self._absorbing(v, depth, displaced)
+            v = v + water * self._filled(i, volumes).to(v)
+        return v if self.absorption is None else self._absorbing(v, depth, volumes)
 
     def total(self) -> torch.Tensor:
         """Sum (y, x) [V·Å] of all slices but for the fluctuations of the ice, at little more than the cost of one."""
         depth = self.column if self.surfaces is None else self.column + self.surfaces.depths.sum(0)
         v = _total(self.atoms)
         v = v + (depth * self.potential).to(v)
-        return v if self.absorption is None else self._absorbing(v, depth, _total(self.displaced))
+        return v if self.absorption is None else self._absorbing(v, depth, [_total(x) for x in self.volumes])
 
-    def _absorbing(self, v: torch.Tensor, depth: torch.Tensor, displaced: torch.Tensor | None) -> torch.Tensor:
-        assert self.absorption is not None and displaced is not None
-        medium, molecules = self.absorption
-        return torch.complex(v, (depth * medium).to(v) + (molecules - medium).to(v) * displaced)
+    def _absorbing(self, v: torch.Tensor, depth: torch.Tensor, volumes: list[torch.Tensor]) -> torch.Tensor:
+        assert self.absorption is not None
+        ice, *substances = self.absorption
+        imaginary = (depth * ice).to(v)
+        for volume, substance, in_ice in zip(volumes, substances, self.in_ice, strict=True):
+            imaginary = imaginary + (substance - ice if in_ice else substance).to(v) * volume
+        return torch.complex(v, imaginary.expand_as(v))
 
     def _relief(self, i: int) -> torch.Tensor:
         """Depth (y, x) [Å] that the reliefs add to slice i, each shared linearly by the slices next to its surface."""
@@ -325,17 +339,19 @@ class ImmersedSlices(Record):
         height = (self.surfaces.heights / self.thickness + len(self) // 2).clamp(0, last)
         return (self.surfaces.depths * (1 - (height - i).abs()).clamp_min(0)).sum(0)
 
-    def _filled(self, i: int, displaced: torch.Tensor | None) -> torch.Tensor:
+    def _filled(self, i: int, volumes: list[torch.Tensor]) -> torch.Tensor:
         """Fraction (y, x) of slice i that is ice."""
         assert self.surfaces is not None
         below, above = self.surfaces.heights / self.thickness + (len(self) // 2 - i)  # of the surfaces, in slices
         filled = above.clamp(-0.5, 0.5) - below.clamp(-0.5, 0.5)
-        return filled if displaced is None else (filled.to(displaced) - displaced / self.thickness).clamp_min(0)
+        displaced = [volume for volume, in_ice in zip(volumes, self.in_ice, strict=True) if in_ice]
+        if not displaced:
+            return filled
+        return (filled.to(displaced[0]) - sum(displaced[1:], start=displaced[0]) / self.thickness).clamp_min(0)
 
 
-def _total(slices: Slices | AtomSlices | SummedSlices | None) -> torch.Tensor:
-    assert slices is not None
-    return slices.values.sum(-3) if isinstance(slices, Slices) else slices.total()
+def _total(slices: SliceSource) -> torch.Tensor:
+    return slices.values.sum(-3) if isinstance(slices, Slices) else slices.total()  # type: ignore[attr-defined]
 
 
 def thinnest(ice: Ice) -> float:

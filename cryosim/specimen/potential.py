@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import BAND, SamplingWarning, band_limit, number, squared_frequencies
-from cryosim.core.record import Record, differentiated, item, static
-from cryosim.specimen.atoms import Atoms
+from cryosim.core.record import Record, differentiated, hidden, item, static
+from cryosim.specimen.atoms import Atoms, Poses, concatenate
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
 
 BETA = 2.05
@@ -70,40 +70,60 @@ class Slices(Record):
         return self.values[..., i, :, :]
 
 
-class AtomSlices(Record):
-    """Source of the slices of some atoms; slice i is computed when asked for. Made by `potential_slices`.
+class Sites(Record):
+    """The atoms of one molecule, about its own origin, as points that carry radial functions.
 
     Attributes
     ----------
-    atoms : Atoms
-        Sorted by the slice centre below them.
-    upper_share : tensor (atom,)
-        What of each atom goes to the slice centre above it; the rest goes to the one below.
-    radial : RadialBasis
+    positions : tensor (site, 3)
+        [Å].
+    strengths : tensor (site, j)
+        Coefficients of each in the radial functions [1].
+    radius : float
+        Of the sphere about the origin that holds them [Å].
+    """
+
+    positions: torch.Tensor = item(1)
+    strengths: torch.Tensor = item(1)
+    radius: float = static()
+
+
+class AtomSlices(Record):
+    """Source of the slices of atoms; slice i is computed when asked for. Made by `potential_slices`.
+
+    Copies of one molecule share its sites and are turned and placed one by one, so that all atoms are never in memory
+    together. A copy is small beside the field, hence what it touches of the grid stays in the processor's cache.
+
+    Attributes
+    ----------
+    sites : tuple of Sites
+        One a molecule.
+    poses : tuple of Poses
+        Where its copies stand, in the frame of the slices.
     transfer : tensor (..., j, y, x)
         Each radial function over the transform of the bell, on the half plane inside the band [V Å^2]; where atoms
         fade, one for each state they are seen in.
     pixel_size, thickness : float or tensor ()
         [Å].
     shape : (int, int)
-        (y, x) [px].
-    ends : tuple of int
-        Atoms ends[i] to ends[i + 1] have slice i below them.
+        (y, x) [px]; atoms beyond it are left out.
+    n_slices, width : int
+        As in `potential_slices`.
+    dtype : torch.dtype
     """
 
-    atoms: Atoms
-    upper_share: torch.Tensor = item(0)
-    radial: RadialBasis
+    sites: tuple[Sites, ...]
+    poses: tuple[Poses, ...]
     transfer: torch.Tensor = item(3)
     pixel_size: float | torch.Tensor = item(0)
     thickness: float | torch.Tensor = item(0)
     shape: tuple[int, int] = static()
-    ends: tuple[int, ...] = static()
+    n_slices: int = static()
     width: int = static()
     dtype: torch.dtype = static()
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return self.n_slices
 
     def __getitem__(self, i: int) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of slice i."""
@@ -111,33 +131,108 @@ class AtomSlices(Record):
         if not -n <= i < n:
             raise IndexError(f"slice {i} of {n}")
         i %= n
-        here = slice(self.ends[i], self.ends[i + 1])  # atoms whose lower neighbour is slice i
-        below = slice(self.ends[i - 1], self.ends[i]) if i else slice(0, 0)
-        shares = torch.cat([self.upper_share[below], 1 - self.upper_share[here]])
-        both = slice(below.start if i else here.start, here.stop)  # the two ranges are neighbours
-        return self._slice(self.atoms.index(both), shares)
+        grid = self._empty()
+        found = [self._spread({True: grid}, self._between(i - 1)), self._spread({False: grid}, self._between(i))]
+        return self._slice(grid, any(found))
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """All slices, first to last; each atom is spread once, for both slices that share it."""
+        grid, above, carried = self._empty(), self._empty(), False
+        for i in range(len(self)):
+            found = self._spread({False: grid, True: above}, self._between(i))
+            yield self._slice(grid, found or carried)
+            blank = self._empty() if torch.is_grad_enabled() or hidden() else grid.zero_()
+            grid, above, carried = above, blank, found
 
     def total(self) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of all slices together, at the cost of one."""
-        return self._slice(self.atoms, torch.ones_like(self.upper_share))
+        grid = self._empty()
+        return self._slice(grid, self._spread({None: grid}, (0, -math.inf, math.inf)))
 
-    def _slice(self, atoms: Atoms, shares: torch.Tensor) -> torch.Tensor:
+    def _empty(self) -> torch.Tensor:
+        """Blank grid (pixel, j) for every radial function."""
         ny, nx = self.shape
-        if len(atoms) == 0:
-            return torch.zeros(*self.transfer.shape[:-3], ny, nx, dtype=self.dtype, device=atoms.positions.device)
-        weights = atoms.occupancies * shares
-        strengths = self.radial.coefficients(atoms) * weights[:, None]  # (atom, j)
-        where, bells = bells_at(atoms.positions[:, [1, 0]] / self.pixel_size, self.shape, self.width)
+        return torch.zeros(ny * nx, self.transfer.shape[-3], dtype=self.dtype, device=self.transfer.device)
+
+    def _between(self, i: int) -> _Between | None:
+        """Slice centre i and the heights of the atoms between it and the next; None where there are none.
+
+        Those beyond the outermost centres belong to the outermost pairs.
+        """
+        last = max(len(self) - 2, 0)
+        if not 0 <= i <= last:
+            return None
+        return i, -math.inf if i == 0 else i, math.inf if i == last else i + 1
+
+    def _spread(self, grids: _Grids, between: _Between | None) -> bool:
+        """Add the atoms between two slice centres to the grids; whether there were any."""
+        found = False
+        if between is not None:
+            for sites, poses in zip(self.sites, self.poses, strict=True):
+                for copies in self._in_reach(sites, poses, between):
+                    found |= self._spread_copies(grids, sites, poses.index(copies), between)
+        return found
+
+    def _in_reach(self, sites: Sites, poses: Poses, between: _Between) -> Sequence[torch.Tensor]:
+        """Numbers (copy,) of the copies that may have atoms there, some at a time."""
+        centres = poses.positions.detach()
+        reach = sites.radius + number(self.pixel_size)
+        half = 0.5 * number(self.pixel_size) * centres.new_tensor([self.shape[1], self.shape[0]])
+        heights, far = centres[:, 2] / number(self.thickness) + len(self) // 2, reach / number(self.thickness)
+        near = (centres[:, :2].abs() <= half + reach).all(1)
+        near &= (heights + far >= between[1]) & (heights - far <= between[2])
+        return near.nonzero()[:, 0].split(max(1, _SITES_AT_ONCE // max(1, len(sites.positions))))
+
+    def _spread_copies(self, grids: _Grids, sites: Sites, poses: Poses, between: _Between) -> bool:
+        """The same for some copies (copy,) of one molecule."""
+        z = poses.rotations[:, 2] @ sites.positions.T + poses.positions[:, 2, None]  # (copy, site) [Å]
+        height = (z / self.thickness).flatten() + len(self) // 2  # [slices]
+        here = ((height.detach() >= between[1]) & (height.detach() < between[2])).nonzero()[:, 0]
+        site, copy = here % len(sites.positions), here // len(sites.positions)
+        across = poses.rotations[:, :2][copy] @ sites.positions[site][:, :, None]
+        across = across[:, :, 0] + poses.positions[copy, :2]  # (atom, xy) [Å]
+        half = 0.5 * number(self.pixel_size) * across.new_tensor([self.shape[1], self.shape[0]])
+        seen = (across.detach().abs() <= half).all(1).nonzero()[:, 0]
+        centres, strengths = across[seen].flip(1) / self.pixel_size, sites.strengths[site[seen]]
+        upper = (height[here[seen]] - between[0]).to(strengths) if len(self) > 1 else strengths.new_zeros(len(seen))
+        for some in torch.arange(len(seen), device=seen.device).split(_ATOMS_AT_ONCE):
+            where, bells = bells_at(centres[some], self.shape, self.width, self.dtype)
+            for share, grid in grids.items():
+                weights = strengths[some] * _share(upper[some], share)[:, None]
+                grid.index_add_(0, where.flatten(), (bells[:, :, None] * weights[:, None, :]).flatten(0, 1))
+        return len(seen) > 0
+
+    def _slice(self, grid: torch.Tensor, filled: bool) -> torch.Tensor:
+        """Slice (..., y, x) [V·Å] of the grids (pixel, j)."""
+        ny, nx = self.shape
+        if not filled:
+            return torch.zeros(*self.transfer.shape[:-3], ny, nx, dtype=self.dtype, device=grid.device)
         total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
-        parts = zip(strengths.to(self.dtype).split(4, 1), self.transfer.split(4, -3), strict=True)
-        for strength, transfer in parts:
-            grids = _spread(where, bells.to(self.dtype), strength, self.shape)  # (j, y, x)
-            spectra = torch.fft.rfft(grids)[..., : transfer.shape[-1]]  # no column beyond the band is transformed on
-            spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))
+        for grids, transfer in zip(grid.split(4, 1), self.transfer.split(4, -3), strict=True):
+            spectra = torch.fft.rfft(grids.T.reshape(-1, ny, nx))[..., : transfer.shape[-1]]
+            spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))  # no column beyond the band is gone on with
             for j in range(transfer.shape[-3]):
                 term = transfer[..., j, :, :, None]
                 total = torch.addcmul(total, spectra[j], term) if total.ndim else spectra[j] * term
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
+
+
+_Between = tuple[int, float, float]
+"""A slice centre, and the least and largest height [slices] of the atoms shared by it and the next."""
+
+_Grids = dict[bool | None, torch.Tensor]
+"""Grids (pixel, j) for what of each atom belongs to the slice centre below (False), above (True), or is all of it."""
+
+_SITES_AT_ONCE = 2**15
+"""Copies of small molecules are placed together; [sites]."""
+
+_ATOMS_AT_ONCE = 2**12
+"""Their bells stay in the processor's cache."""
+
+
+def _share(upper: torch.Tensor, which: bool | None) -> torch.Tensor:
+    """What of each atom (atom,) goes where; `upper` is that which belongs to the centre above."""
+    return torch.ones_like(upper) if which is None else upper if which else 1 - upper
 
 
 class SummedSlices(Record):
@@ -166,6 +261,11 @@ class SummedSlices(Record):
     def __getitem__(self, i: int) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of slice i."""
         return sum((part[i] for part in self.parts[1:]), start=self.parts[0][i])
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """All slices, first to last."""
+        for first, *rest in zip(*(part.in_order() for part in self.parts), strict=True):
+            yield torch.stack([first, *rest]).sum(0) if rest else first
 
     def total(self) -> torch.Tensor:
         """Projected potential (y, x) [V·Å] of all slices together."""
@@ -274,15 +374,17 @@ def _family(
     family = (samples[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
     if differentiated(atoms.b_factors):  # and the slopes in B, d g / d B = -k^2 g / 4, and theirs
         family = torch.cat([family, family * nodes, family * nodes**2])
-    return nodes, family / family.norm(dim=1, keepdim=True)
+    return nodes, family / family.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def potential_factors(parametrization: Parametrization, solvent: float | torch.Tensor) -> Factors:
-    """Potential [V Å^3] of an atom less that of the medium it displaces, by element and k^2."""
+def potential_factors(
+    parametrization: Parametrization, solvent: float | torch.Tensor, volume: Factors = displaced_solvent_factor
+) -> Factors:
+    """Potential [V Å^3] of an atom less that of the medium whose `volume` it displaces, by element and k^2."""
 
     def factors(elements: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
         potential = POTENTIAL_PER_FORM_FACTOR * scattering_factor(elements, squared_frequency, parametrization)
-        return potential - solvent * displaced_solvent_factor(elements, squared_frequency)
+        return potential - solvent * volume(elements, squared_frequency)
 
     return factors
 
@@ -409,11 +511,36 @@ def atom_slices(
             SamplingWarning,
             stacklevel=3,
         )
-    dtype = dtype or atoms.positions.dtype
     device = atoms.positions.device
+    here = Poses(
+        torch.eye(3, dtype=torch.float64, device=device)[None], torch.zeros(1, 3, dtype=torch.float64, device=device)
+    )
+    dtype = dtype or atoms.positions.dtype
+    how: dict = {"slopes": slopes, "fading": fading, "width": width, "dtype": dtype}
+    return placed_slices([atoms], [here], factors, shape, pixel_size, thickness, n_slices, **how)
+
+
+def placed_slices(
+    molecules: Sequence[Atoms],
+    poses: Sequence[Poses],
+    factors: Factors,
+    shape: tuple[int, int],
+    pixel_size: float | torch.Tensor,
+    thickness: float | torch.Tensor,
+    n_slices: int,
+    *,
+    slopes: Factors | None = None,
+    fading: Fading | None = None,
+    width: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> AtomSlices:
+    """Slices of molecules at their poses; atoms beyond the field are left out. Arguments as in `atom_slices`."""
+    everything = concatenate(molecules)
+    device = everything.positions.device
+    pixel = number(pixel_size)
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
     inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
-    radial = radial_basis(atoms, factors, (BAND / (2 * pixel)) ** 2, bell_tolerance(width), slopes)
+    radial = radial_basis(everything, factors, (BAND / (2 * pixel)) ** 2, bell_tolerance(width), slopes)
     bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
     columns = int(inside.any(0).sum())
@@ -423,47 +550,43 @@ def atom_slices(
     transfer = torch.zeros(*values.shape[:-1], k2.numel(), dtype=torch.float64, device=device)
     transfer = transfer.index_copy(-1, inside.flatten().nonzero()[:, 0], values).unflatten(-1, k2.shape)
     transfer = transfer / pixel_size**2  # a delta on the grid has weight 1 / pixel area
-    height = atoms.positions[:, 2] / thickness + n_slices // 2  # in slices
-    lower = height.detach().floor().long().clamp(0, max(n_slices - 2, 0))
-    order = torch.argsort(lower, stable=True)
-    slice_numbers = torch.arange(-1, n_slices, device=device)
     return AtomSlices(
-        atoms.index(order),
-        (height - lower)[order] if n_slices > 1 else torch.zeros_like(height),
-        radial,
+        tuple(_sites(radial, atoms, dtype) for atoms in molecules),
+        tuple(poses),
         transfer.to(dtype).contiguous(),
         pixel_size,
         thickness,
         (shape[0], shape[1]),
-        tuple(torch.searchsorted(lower[order], slice_numbers, right=True).tolist()),
+        n_slices,
         width,
         dtype,
     )
 
 
-def _spread(where: torch.Tensor, bells: torch.Tensor, strengths: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Grids (j, y, x) of the bells (atom, w * w) at the samples `where`, times `strengths` (atom, j)."""
-    values = bells[:, :, None] * strengths[:, None, :]
-    grids = strengths.new_zeros(shape[0] * shape[1], strengths.shape[1])
-    return grids.index_add(0, where.flatten(), values.flatten(0, 1)).T.reshape(-1, *shape)
+def _sites(radial: RadialBasis, atoms: Atoms, dtype: torch.dtype) -> Sites:
+    strengths = radial.coefficients(atoms) * atoms.occupancies.double()[:, None]
+    return Sites(atoms.positions.double(), strengths.to(dtype), float(atoms.positions.detach().norm(dim=1).max()))
 
 
-def bells_at(centres: torch.Tensor, grid: Sequence[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def bells_at(
+    centres: torch.Tensor, grid: Sequence[int], width: int, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat sample indices (atom, w^d), wrapped, and bells around `centres` (atom, d) [samples from the centre].
 
-    The axes of `centres` and of the `grid` are those of the array: (y, x) or (z, y, x).
+    The axes of `centres` and of the `grid` are those of the array: (y, x) or (z, y, x). The bells are of type `dtype`.
     """
-    steps = torch.arange(width, dtype=centres.dtype, device=centres.device)
-    where = torch.zeros(len(centres), 1, dtype=torch.long, device=centres.device)
-    bells = torch.ones_like(centres[:, :1])
+    dtype = dtype or centres.dtype
+    steps = torch.arange(width, dtype=dtype, device=centres.device)
+    whole = torch.arange(width, device=centres.device)
+    where, bells = torch.zeros((), dtype=torch.long), torch.zeros(())
     for centre, n in zip(centres.unbind(1), grid, strict=True):
         centre = centre + n // 2
         first = torch.ceil(centre.detach() - width / 2)
-        z = ((first - centre)[:, None] + steps) / (width / 2)
+        z = ((first - centre).to(dtype)[:, None] + steps) * (2 / width)
         bell = torch.exp(BETA * width * (torch.sqrt((1 - z * z).clamp_min(1e-10)) - 1))
-        here = (first[:, None] + steps).long() % n
-        where = (where[:, :, None] * n + here[:, None, :]).flatten(1)
-        bells = (bells[:, :, None] * bell[:, None, :]).flatten(1)
+        here = (first.long()[:, None] + whole) % n
+        where = (where[:, :, None] * n + here[:, None, :]).flatten(1) if where.ndim else here
+        bells = (bells[:, :, None] * bell[:, None, :]).flatten(1) if bells.ndim else bell
     return where, bells
 
 

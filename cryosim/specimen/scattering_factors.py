@@ -33,6 +33,10 @@ DISPLACED_VOLUMES = {
 }
 OTHER_DISPLACED_VOLUME = 15.0
 
+# Volume of an atom in its own solid [Å^3]: amorphous carbon of 1.8 g/cm^3, frozen water of 0.917 g/cm^3 (all of it with
+# the oxygen), platinum and gold from their lattice constants, a^3 / 4 with a = 3.9242 and 4.0782 Å.
+SOLID_VOLUMES = {1: 0.0, 6: 11.08, 8: 32.62, 78: 15.108, 79: 16.957}
+
 
 def scattering_factor(
     numbers: torch.Tensor, squared_frequency: torch.Tensor, parametrization: Parametrization = "lobato"
@@ -77,8 +81,25 @@ def displaced_solvent_factor(numbers: torch.Tensor, squared_frequency: torch.Ten
 
     v exp(-pi v^(2/3) g^2), Fraser, MacRae & Suzuki 1978, doi:10.1107/S0021889878014296.
     """
-    volumes = torch.tensor([DISPLACED_VOLUMES.get(z, OTHER_DISPLACED_VOLUME) for z in numbers.tolist()])
-    v = volumes.to(squared_frequency).reshape(-1, *[1] * squared_frequency.ndim)
+    volumes = [DISPLACED_VOLUMES.get(z, OTHER_DISPLACED_VOLUME) for z in numbers.tolist()]
+    return _of_volumes(volumes, squared_frequency)
+
+
+def solid_volume_factor(numbers: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
+    """The same (element, ...) [Å^3] of atoms of a solid, which fill it.
+
+    Raises
+    ------
+    ValueError
+        For an element whose solid is not known here.
+    """
+    if not set(numbers.tolist()) <= SOLID_VOLUMES.keys():
+        raise ValueError(f"solids: expected elements of {sorted(SOLID_VOLUMES)}, got {sorted(set(numbers.tolist()))}.")
+    return _of_volumes([SOLID_VOLUMES[z] for z in numbers.tolist()], squared_frequency)
+
+
+def _of_volumes(volumes: list[float], squared_frequency: torch.Tensor) -> torch.Tensor:
+    v = torch.tensor(volumes).to(squared_frequency).reshape(-1, *[1] * squared_frequency.ndim)
     return v * torch.exp(-torch.pi * v ** (2 / 3) * squared_frequency)
 
 

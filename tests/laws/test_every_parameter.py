@@ -28,7 +28,8 @@ from cryosim.specimen.damage import CriticalExposure, Damage
 from cryosim.specimen.ice import Absorption, Ice, Relief
 from cryosim.specimen.motion import Motion
 from cryosim.specimen.potential import Slices, potential_slices
-from cryosim.specimen.specimen import Poses, Specimen, tilted_slices
+from cryosim.specimen.specimen import Poses, Specimen
+from cryosim.specimen.tilted import tilted_slices
 
 SHAPE, SEEN = (32, 31), (15, 14)  # of the simulated field and of the detector (y, x) [px]
 
@@ -94,7 +95,7 @@ TABLE = {
     "LossSpectrum.width": Parameter("slices", 15.0, 1e-3),
     "Slices.values": Parameter("values", _VALUES, 1e-3, 0.0),
     "Slices.pixel_size": Parameter("values atoms slices", 0.9, 1e-6),
-    "Slices.thickness": Parameter("values atoms slices", 6.0, 1e-3),
+    "Slices.thickness": Parameter("values atoms slices", 5.0, 1e-2),
     "potential_slices.solvent": Parameter("atoms", 4.5, 1e-3, 0.0),
     "Optics.voltage": _optics(290.0, 1e-2, None),
     "Optics.defocus": _optics(600.0, 0.1),
@@ -147,6 +148,7 @@ OTHERS = {
     "Sampling": "static",
     "Moment": "made by TiltScheme.moment",
     "AtomSlices": "made by potential_slices",
+    "Sites": "made by potential_slices",
     "SummedSlices": "of other sources of slices",
     "RadialBasis": "made by potential_slices",
     "ImmersedSlices": "made by tilted_slices",
@@ -159,7 +161,7 @@ OTHERS = {
 }
 """Records that are not on the list, and why."""
 
-NOT_DIFFERENTIABLE = {"Atoms.numbers", "Atoms.classes"}
+NOT_DIFFERENTIABLE = {"Atoms.numbers", "Atoms.classes", "Poses.instances"}
 
 
 # the way to the counts ------------------------------------------------------------------------------------------------
@@ -362,5 +364,5 @@ def test_every_part_of_a_specimen_is_tried():
     """Fields that are not items of numbers are nouns of the list, structure, or the size."""
     known = {"molecules": Atoms, "poses": Poses, "ice": Ice, "absorption": Absorption}
     known |= {"damage": Damage, "motion": Motion}
-    assert {field.name for field in dataclasses.fields(Specimen)} == {*known, "size"}
+    assert {field.name for field in dataclasses.fields(Specimen)} == {*known, "size", "names", "kinds"}
     assert set(known.values()) <= set(NOUNS)

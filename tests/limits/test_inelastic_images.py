@@ -14,7 +14,8 @@ from cryosim.io import read_atoms
 from cryosim.microscope.energy_loss import defocus_change
 from cryosim.specimen.atoms import concatenate
 from cryosim.specimen.ice import Absorption, Ice, meniscus
-from cryosim.specimen.specimen import Poses, tilted_slices
+from cryosim.specimen.specimen import Poses
+from cryosim.specimen.tilted import tilted_slices
 
 ORIGIN = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
 

@@ -19,7 +19,8 @@ from cryosim.microscope.optics import Optics
 from cryosim.microscope.scattering import multislice
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.potential import Slices, potential_slices
-from cryosim.specimen.specimen import Ice, Poses, Specimen, tilted_slices
+from cryosim.specimen.specimen import Ice, Poses, Specimen
+from cryosim.specimen.tilted import tilted_slices
 
 DTYPES = [torch.float64, torch.float32]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -10,7 +10,8 @@ from cryosim import io
 from cryosim.io.examples import example_path
 from cryosim.specimen.atoms import CLASSES
 from cryosim.specimen.damage import decay_rate, voltage_factor, water_decay
-from cryosim.specimen.specimen import Poses, tilted_slices
+from cryosim.specimen.specimen import Poses
+from cryosim.specimen.tilted import tilted_slices
 from cryosim.specimen.water import frame_shares
 
 FREQUENCIES = torch.tensor([1 / 40, 1 / 20, 1 / 10, 1 / 5, 1 / 3, 1 / 2], dtype=torch.float64)  # [1/Å]

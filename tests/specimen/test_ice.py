@@ -19,7 +19,8 @@ from cryosim.microscope.scattering import absorbed_depth, multislice, projection
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.ice import Absorption, Ice, Relief, meniscus, rough_relief, surfaces
 from cryosim.specimen.moment import Moment
-from cryosim.specimen.specimen import Poses, Specimen, assemble, flooded, tilted_slices
+from cryosim.specimen.specimen import Poses, Specimen, assemble, flooded
+from cryosim.specimen.tilted import tilted_slices
 from cryosim.specimen.water import inner_potential, number_density, power_spectrum
 
 ORIGIN = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
@@ -374,7 +375,7 @@ def test_a_protein_displaces_the_structure():
             for f in range(16)
         ]
         fields.append(torch.stack([summed(s) - s.total() for s in frames]))
-    parts = tilted_slices(around(ubiquitin(), ice), 0.0, (64, 64), 1.2, 8.0, dtype=torch.float64).displaced
+    (parts,) = tilted_slices(around(ubiquitin(), ice), 0.0, (64, 64), 1.2, 8.0, dtype=torch.float64).volumes
     filled = torch.stack([(1 - parts[i] / 8).clamp_min(0) for i in range(len(parts) // 2 - 2, len(parts) // 2 + 3)])
     core = (slice(None), slice(28, 36), slice(28, 36))
     variance, whole = (f[core].square().mean() for f in fields)
@@ -539,7 +540,7 @@ def test_a_protein_absorbs_by_its_volume():
     )
     beyond = absorbed_depth(source, Optics()) - 60 / ICE
     volume = float(beyond.sum()) * 1.2**2 / (1 / PROTEIN - 1 / ICE)
-    assert volume == pytest.approx(float(source.displaced.total().sum()) * 1.2**2, rel=1e-6)
+    assert volume == pytest.approx(float(source.volumes[0].total().sum()) * 1.2**2, rel=1e-6)
     assert 5000 < volume < 12000
 
 

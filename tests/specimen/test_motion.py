@@ -8,7 +8,8 @@ import torch
 import cryosim as cs
 from cryosim.core.fourier import frequencies
 from cryosim.specimen.motion import Motion, displaced, drift_at, field_at
-from cryosim.specimen.specimen import Poses, tilted_slices
+from cryosim.specimen.specimen import Poses
+from cryosim.specimen.tilted import tilted_slices
 
 DOSES = torch.tensor([3.0, 2.0, 4.0], dtype=torch.float64)
 

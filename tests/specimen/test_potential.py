@@ -140,11 +140,11 @@ def test_potential_is_linear_in_the_atoms(generator):
 
 
 def test_slices_are_built_only_when_asked_for(generator, monkeypatch):
-    from cryosim.specimen import potential
+    from cryosim.specimen.potential import AtomSlices
 
     built = []
-    spread = potential._spread
-    monkeypatch.setattr(potential, "_spread", lambda *given: built.append(1) or spread(*given))
+    spread = AtomSlices._spread_copies
+    monkeypatch.setattr(AtomSlices, "_spread_copies", lambda *given: built.append(1) or spread(*given))
     atoms = random_atoms((32, 31), 0.6, 12.0, generator)
     source = potential_slices(atoms, (32, 31), 0.6, 2.0, 7)
     assert not built

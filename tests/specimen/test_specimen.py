@@ -8,9 +8,10 @@ import torch
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import centre_phases, frequencies, positions
 from cryosim.core.inelastic import ICE_INNER_POTENTIAL
-from cryosim.core.rotation import rotation_z, tilt_rotation
+from cryosim.core.rotation import random_rotations, rotation_z, tilt_rotation
 from cryosim.specimen.atoms import Atoms, concatenate
 from cryosim.specimen.ice import Ice
+from cryosim.specimen.portions import bodies
 from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.scattering_factors import scattering_factor
 from cryosim.specimen.specimen import (
@@ -18,8 +19,8 @@ from cryosim.specimen.specimen import (
     Specimen,
     assemble,
     place_randomly,
-    tilted_slices,
 )
+from cryosim.specimen.tilted import tilted_slices
 
 
 def molecule(generator, n=12, spread=4.0, b=20.0, dtype=torch.float64):
@@ -172,11 +173,43 @@ def test_an_atom_lands_where_the_tilt_says(shape, angle, axis_angle):
     assert float(heights @ weights / weights.sum()) == pytest.approx(z * math.cos(t) - x * math.sin(t), abs=1e-6)
 
 
-def test_tilted_slices_take_atoms_already_assembled(generator):
-    specimen = place_randomly([molecule(generator)], [2], (40.0, 40.0, 40.0), gap=0.0, generator=generator)
-    one = tilted_slices(specimen, 20.0, (90, 91), 1.0, 4.0, dtype=torch.float64)
-    two = tilted_slices(specimen, 20.0, (90, 91), 1.0, 4.0, dtype=torch.float64, atoms=assemble(specimen))
-    assert torch.equal(projected(one), projected(two))
+def stacked(source):
+    return torch.stack([source[i] for i in range(len(source))])
+
+
+def test_copies_are_seen_as_their_assembled_atoms(generator):
+    """Several molecules, B-factors and copies, tilted and shifted, some beyond the field: the same to rounding."""
+    molecules = [molecule(generator, 12, b=20.0), molecule(generator, 5, b=70.0)]
+    specimen = place_randomly(molecules, [3, 7], (60.0, 60.0, 40.0), gap=0.0, generator=generator)
+    origin = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
+    whole = specimen.replace(molecules=(assemble(specimen),), poses=(origin,), names=(), kinds=())
+    shift = torch.tensor([3.3, -1.2], dtype=torch.float64)
+    how = {"axis_angle": 31.0, "shift": shift, "dtype": torch.float64, "width": 12}
+    one, two = (tilted_slices(x, -35.0, (45, 52), 1.0, 4.0, **how) for x in (specimen, whole))
+    assert len(one) == len(two)
+    values = stacked(two)
+    torch.testing.assert_close(stacked(one), values, rtol=0, atol=1e-8 * float(values.abs().max()))
+
+
+def test_slices_in_order_are_those_asked_for_one_by_one(generator):
+    specimen = place_randomly([molecule(generator)], [4], (40.0, 40.0, 40.0), gap=0.0, generator=generator)
+    source = tilted_slices(specimen, 20.0, (50, 51), 1.0, 3.0, dtype=torch.float64)
+    ordered = torch.stack(list(source.in_order()))
+    torch.testing.assert_close(ordered, stacked(source), rtol=0, atol=1e-12 * float(ordered.abs().max()))
+
+
+def test_large_molecules_are_cut_into_bodies_that_hold_every_atom(generator):
+    """A line of atoms 1500 Å long, in two copies: seen as if it were not cut."""
+    places = torch.rand(400, 3, generator=generator, dtype=torch.float64) * torch.tensor([1500.0, 40.0, 90.0]) - 20
+    line = Atoms(places, torch.full((400,), 6), torch.full((400,), 30.0, dtype=torch.float64)).centred()
+    poses = Poses(random_rotations(2, generator), torch.tensor([[0.0, 3.0, 0.0], [10.0, 0.0, -5.0]]).double())
+    cut, placed = bodies([line], [poses])
+    assert len(cut) > 5
+    assert sum(map(len, cut)) == 400
+    found = torch.cat([assemble(Specimen((a,), (p,), (9.0,) * 3)).positions for a, p in zip(cut, placed, strict=True)])
+    expected = assemble(Specimen((line,), (poses,), (9.0,) * 3)).positions
+    order, same = (torch.argsort(x[:, 0]) for x in (found, expected))
+    torch.testing.assert_close(found[order], expected[same], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,0 +1,168 @@
+"""The atoms of a specimen in portions that fade, absorb and displace ice alike.
+
+Atoms of molecules take the room in the ice that they take in solution, and absorb by it. Solids take that of their own
+lattice, absorb with their own mean free path, and do not fade; deposits, which stand on the ice, displace none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cryosim.core.inelastic import SOLID_PATHS
+from cryosim.core.record import differentiated
+from cryosim.specimen.atoms import CLASSES, Atoms, Poses
+from cryosim.specimen.damage import Damage, alike
+from cryosim.specimen.potential import AtomSlices, Factors, Fading, placed_slices, potential_factors
+from cryosim.specimen.scattering_factors import (
+    Parametrization,
+    displaced_solvent_factor,
+    solid_volume_factor,
+)
+
+_SOLID, _DEPOSIT = CLASSES.index("solid"), CLASSES.index("deposit")
+_SUBSTANCE_OF = {1: 8}  # hydrogens of a solid are those of frozen water
+_LARGEST = 250.0  # [Å] across a body that moves as one
+
+
+class Portion(NamedTuple):
+    """Some atoms of every molecule.
+
+    Attributes
+    ----------
+    molecules : list of Atoms
+    poses : list of Poses
+    which : int
+        A class that fades as all of them do.
+    solid : int or None
+        Atomic number that stands for the substance of a solid; None is anything else.
+    in_ice : bool
+        Whether they displace ice.
+    """
+
+    molecules: list[Atoms]
+    poses: list[Poses]
+    which: int
+    solid: int | None = None
+    in_ice: bool = True
+
+    @property
+    def volume_factor(self) -> Factors:
+        """Transform (element, ...) [Å^3] of the room that each atom takes."""
+        return displaced_solvent_factor if self.solid is None else solid_volume_factor
+
+    def mean_free_path(self, molecules: float | torch.Tensor) -> float | torch.Tensor:
+        """Inelastic, at 300 kV [Å]; `molecules` for what is not a solid."""
+        return molecules if self.solid is None else SOLID_PATHS[self.solid]
+
+
+def portions(damage: Damage | None, molecules: Sequence[Atoms], poses: Sequence[Poses]) -> list[Portion]:
+    """All portions of a specimen.
+
+    Raises
+    ------
+    ValueError
+        When a solid is made of an element whose volume and mean free path are not known here.
+    """
+    found: dict[object, Portion] = {}
+    for atoms, places in zip(molecules, poses, strict=True):
+        if len(atoms) == 0 or len(places.positions) == 0:
+            continue
+        soft = (atoms.classes != _SOLID) & (atoms.classes != _DEPOSIT)
+        parts: list[tuple[object, Atoms, Portion]] = []
+        for key, part, which in alike(damage, atoms.index(soft) if not bool(soft.all()) else atoms):
+            parts.append((key, part, Portion([], [], which)))
+        for which in (_SOLID, _DEPOSIT):
+            mine = atoms.classes == which
+            for number in torch.unique(atoms.numbers[mine]).tolist():
+                substance = _substance(number)
+                blank = Portion([], [], which, substance, which == _SOLID)
+                parts.append(((which, substance), atoms.index(mine & (atoms.numbers == number)), blank))
+        for key, part, blank in parts:
+            portion = found.setdefault(key, blank)
+            portion.molecules.append(part)
+            portion.poses.append(places)
+    return list(found.values())
+
+
+def _substance(number: int) -> int:
+    substance = _SUBSTANCE_OF.get(number, number)
+    if substance not in SOLID_PATHS:
+        raise ValueError(
+            f"tilted_slices: expected solids of carbon, platinum, gold or water (elements {sorted(SOLID_PATHS)}), got "
+            f"element {number}. Give its atoms another of the classes in cryosim.specimen.atoms.CLASSES."
+        )
+    return substance
+
+
+class Where(NamedTuple):
+    """Grid that slices are sampled on."""
+
+    shape: tuple[int, int]
+    pixel_size: float | torch.Tensor
+    thickness: float | torch.Tensor
+    n_slices: int
+    width: int
+    dtype: torch.dtype
+
+
+def slices_of(
+    portion: Portion,
+    where: Where,
+    fading: Fading | None,
+    parametrization: Parametrization,
+    solvent: float | torch.Tensor,
+) -> AtomSlices:
+    """Slices of the potential [V·Å] of a portion above that of the ice it displaces."""
+    volume = portion.volume_factor
+    factors = potential_factors(parametrization, solvent if portion.in_ice else 0.0, volume)
+    return _placed(portion, where, fading, factors, volume if portion.in_ice else None, solvent)
+
+
+def volumes_of(portion: Portion, where: Where, fading: Fading | None) -> AtomSlices:
+    """Slices of the depth [Å] that a portion takes."""
+    return _placed(portion, where, fading, portion.volume_factor, None, 0.0)
+
+
+def _placed(
+    portion: Portion,
+    where: Where,
+    fading: Fading | None,
+    factors: Factors,
+    slopes: Factors | None,
+    solvent: float | torch.Tensor,
+) -> AtomSlices:
+    return placed_slices(
+        portion.molecules,
+        portion.poses,
+        factors,
+        where.shape,
+        where.pixel_size,
+        where.thickness,
+        where.n_slices,
+        slopes=slopes if differentiated(solvent) else None,
+        fading=fading,
+        width=where.width,
+        dtype=where.dtype,
+    )
+
+
+def bodies(molecules: Sequence[Atoms], poses: Sequence[Poses]) -> tuple[list[Atoms], list[Poses]]:
+    """Molecules and poses, with what is larger than a body cut into cells, each about an origin of its own."""
+    cut, placed = [], []
+    for atoms, places in zip(molecules, poses, strict=True):
+        positions = atoms.positions.detach()
+        if len(atoms) == 0 or float((positions.amax(0) - positions.amin(0)).max()) <= 2 * _LARGEST:
+            cut.append(atoms)
+            placed.append(places)
+            continue
+        cells = torch.floor(positions / _LARGEST).long()
+        _, which = torch.unique(cells, dim=0, return_inverse=True)
+        order = torch.argsort(which, stable=True)
+        for mine in order.split(torch.bincount(which).tolist()):
+            centre = (positions[mine].amax(0) + positions[mine].amin(0)) / 2
+            cut.append(atoms.index(mine).moved(shift=-centre))
+            placed.append(places.replace(positions=places.positions + (places.rotations @ centre.to(places.rotations))))
+    return cut, placed
