@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cryosim.acquisition.simulate import Sampling as Sampling
     from cryosim.acquisition.simulate import expected_exposure as expected_exposure
     from cryosim.acquisition.simulate import expected_frames as expected_frames
+    from cryosim.acquisition.simulate import projected_potential as projected_potential
     from cryosim.acquisition.simulate import sampling_for as sampling_for
     from cryosim.acquisition.simulate import simulate as simulate
     from cryosim.acquisition.tilts import TiltScheme as TiltScheme
@@ -63,16 +64,32 @@ if TYPE_CHECKING:
     from cryosim.microscope.scattering import rytov as rytov
     from cryosim.specimen.atoms import Atoms as Atoms
     from cryosim.specimen.atoms import Poses as Poses
+    from cryosim.specimen.crowding import Crowd as Crowd
+    from cryosim.specimen.crowding import Interface as Interface
+    from cryosim.specimen.crowding import Species as Species
+    from cryosim.specimen.crowding import crowd as crowd
     from cryosim.specimen.damage import CriticalExposure as CriticalExposure
     from cryosim.specimen.damage import Damage as Damage
     from cryosim.specimen.damage import critical_exposure as critical_exposure
     from cryosim.specimen.damage import fading as fading
     from cryosim.specimen.damage import optimal_exposure as optimal_exposure
+    from cryosim.specimen.filaments import Helix as Helix
+    from cryosim.specimen.filaments import filament as filament
+    from cryosim.specimen.filaments import helix as helix
+    from cryosim.specimen.filaments import microtubule as microtubule
+    from cryosim.specimen.filaments import place_filaments as place_filaments
     from cryosim.specimen.ice import Absorption as Absorption
     from cryosim.specimen.ice import Ice as Ice
     from cryosim.specimen.ice import Relief as Relief
     from cryosim.specimen.ice import meniscus as meniscus
     from cryosim.specimen.ice import rough_relief as rough_relief
+    from cryosim.specimen.labels import Labels as Labels
+    from cryosim.specimen.labels import label_volumes as label_volumes
+    from cryosim.specimen.lipids import Lipid as Lipid
+    from cryosim.specimen.lipids import bilayer_potential as bilayer_potential
+    from cryosim.specimen.membranes import cleared as cleared
+    from cryosim.specimen.membranes import embed as embed
+    from cryosim.specimen.membranes import membrane as membrane
     from cryosim.specimen.moment import Moment as Moment
     from cryosim.specimen.motion import Motion as Motion
     from cryosim.specimen.motion import beam_induced_motion as beam_induced_motion
@@ -81,17 +98,36 @@ if TYPE_CHECKING:
     from cryosim.specimen.potential import Slices as Slices
     from cryosim.specimen.potential import potential_slices as potential_slices
     from cryosim.specimen.potential_volume import potential_volume as potential_volume
+    from cryosim.specimen.solids import carbon_film as carbon_film
+    from cryosim.specimen.solids import gold_bead as gold_bead
+    from cryosim.specimen.solids import ice_crystals as ice_crystals
+    from cryosim.specimen.solids import platinum_layer as platinum_layer
+    from cryosim.specimen.solids import wedge as wedge
     from cryosim.specimen.specimen import Specimen as Specimen
     from cryosim.specimen.specimen import flooded as flooded
     from cryosim.specimen.specimen import place_randomly as place_randomly
+    from cryosim.specimen.surfaces import Ellipsoid as Ellipsoid
+    from cryosim.specimen.surfaces import Torus as Torus
+    from cryosim.specimen.surfaces import irregular_vesicle as irregular_vesicle
+    from cryosim.specimen.surfaces import patch as patch
+    from cryosim.specimen.surfaces import sphere as sphere
     from cryosim.specimen.tilted import tilted_slices as tilted_slices
     from cryosim.specimen.water import WaterField as WaterField
     from cryosim.specimen.water import water_molecules as water_molecules
+    from cryosim.training import SimulatedTiltSeries as SimulatedTiltSeries
+    from cryosim.training import TiltSeriesDataset as TiltSeriesDataset
 
 _HOMES = {
     "acquisition.frames": ["dose_weights", "sum_frames"],
     "acquisition.series": ["TiltSeries"],
-    "acquisition.simulate": ["Sampling", "expected_exposure", "expected_frames", "sampling_for", "simulate"],
+    "acquisition.simulate": [
+        "Sampling",
+        "expected_exposure",
+        "expected_frames",
+        "projected_potential",
+        "sampling_for",
+        "simulate",
+    ],
     "acquisition.tilts": ["TiltScheme"],
     "core.constants": ["interaction_constant", "wavelength"],
     "core.fourier": ["SamplingWarning", "shifted"],
@@ -99,12 +135,7 @@ _HOMES = {
     "core.volume": ["Volume"],
     "microscope.camera_curves": ["measured_mtf", "measured_nps"],
     "microscope.coherence": ["partially_coherent_image"],
-    "microscope.counting": [
-        "recorded_counts",
-        "sample_counts",
-        "sample_events",
-        "thin",
-    ],
+    "microscope.counting": ["recorded_counts", "sample_counts", "sample_events", "thin"],
     "microscope.detector": ["Detector"],
     "microscope.energy_loss": ["LossSpectrum", "energy_filtered_image"],
     "microscope.events": ["Events", "alternating", "histogram"],
@@ -122,15 +153,23 @@ _HOMES = {
     "microscope.optics": ["Optics", "ctf", "envelope", "transfer"],
     "microscope.scattering": ["absorbed_depth", "ewald", "multislice", "projection", "rytov"],
     "specimen.atoms": ["Atoms", "Poses"],
+    "specimen.crowding": ["Crowd", "Interface", "Species", "crowd"],
     "specimen.damage": ["CriticalExposure", "Damage", "critical_exposure", "fading", "optimal_exposure"],
+    "specimen.filaments": ["Helix", "filament", "helix", "microtubule", "place_filaments"],
     "specimen.ice": ["Absorption", "Ice", "Relief", "meniscus", "rough_relief"],
+    "specimen.labels": ["Labels", "label_volumes"],
+    "specimen.lipids": ["Lipid", "bilayer_potential"],
+    "specimen.membranes": ["cleared", "embed", "membrane"],
     "specimen.moment": ["Moment"],
     "specimen.motion": ["Motion", "beam_induced_motion", "doming", "stage_drift"],
     "specimen.potential": ["Slices", "potential_slices"],
     "specimen.potential_volume": ["potential_volume"],
+    "specimen.solids": ["carbon_film", "gold_bead", "ice_crystals", "platinum_layer", "wedge"],
     "specimen.specimen": ["Specimen", "flooded", "place_randomly"],
+    "specimen.surfaces": ["Ellipsoid", "Torus", "irregular_vesicle", "patch", "sphere"],
     "specimen.tilted": ["tilted_slices"],
     "specimen.water": ["WaterField", "water_molecules"],
+    "training": ["SimulatedTiltSeries", "TiltSeriesDataset"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,12 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from cryosim.dataset import Summary
+
+LISTED = 20
+"""Failed items that are shown; a file tells all."""
 
 app = typer.Typer(no_args_is_help=True, help="From atoms to cryo-electron tilt series.", pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Descriptions of runs.")
@@ -34,21 +40,111 @@ def simulate(
         typer.echo(path)
 
 
+_RECIPES = """\
+\b
+On SLURM, as an array of jobs that know nothing of each other; sent again,
+it goes on where time ran out:
+\b
+  #SBATCH --array=0-19
+  #SBATCH --cpus-per-task=16
+  export OMP_NUM_THREADS=1
+  cryosim dataset run.yaml -n 1000 --out DIR --resume \\
+    --workers $SLURM_CPUS_PER_TASK \\
+    --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
+\b
+With dask-jobqueue: start a SLURMCluster and give its scheduler_address as
+--scheduler. `python -m pydoc cryosim.cluster` shows both in full.
+"""
+
+
+@app.command(epilog=_RECIPES)
+def dataset(
+    description: Annotated[Path, typer.Argument(help="YAML file; `cryosim config new --dataset` prints one.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset.")],
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="Items of all shards together.")],
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Items I, I + N, I + 2 N, ... only; I is 0 to N - 1.")
+    ] = "0/1",
+    resume: Annotated[bool, typer.Option("--resume", help="Keep complete items and make the others.")] = False,
+    verify: Annotated[
+        Literal["checksums", "sizes"], typer.Option(help="What of complete items is compared with their DONE.json.")
+    ] = "checksums",
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=0, help="Processes; one for each core if not given.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask cluster, in place of processes here.")
+    ] = None,
+) -> None:
+    """Simulate many tilt series, with values drawn from the distributions that a YAML file declares.
+
+    An item is a folder in DIR/ExperimentRuns that is whole or is not there. The same description and number of an item
+    give the same bytes, whoever makes it.
+    """
+    with clear_errors():
+        from cryosim.dataset import make_dataset, shard_of
+        from cryosim.description import read_description
+
+        described, part = read_description(description), shard_of(shard)
+        with progress_bars() as report:
+            summary = make_dataset(
+                described,
+                output,
+                number,
+                shard=part,
+                resume=resume,
+                verify=verify,
+                workers=workers,
+                scheduler=scheduler,
+                progress=report,
+            )
+        _tell_summary(summary)
+    if summary.failed or summary.untried:
+        raise typer.Exit(1)
+    typer.echo(output)
+
+
 @config_app.command("new")
 def new(
-    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.yaml"),
+    path: Annotated[Path | None, typer.Argument(help="File to write; - is the standard output.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    dataset: Annotated[
+        bool, typer.Option("--dataset", help="Of a small dataset, with distributions; printed if no file is named.")
+    ] = False,
 ) -> None:
-    """Write a run description with every key, its unit and its default."""
+    """Write a run description with every key, its unit and its default (to run.yaml if no file is named)."""
     with clear_errors():
         from cryosim.config import RunConfig, config_text
-        from cryosim.io.files import atomic_write
+        from cryosim.description import NEW_DATASET
+        from cryosim.io.files import write_text
 
+        text = NEW_DATASET if dataset else config_text(RunConfig())
+        path = path or Path("-" if dataset else "run.yaml")
+        if str(path) == "-":
+            typer.echo(text, nl=False)
+            return
         if path.exists() and not force:
             raise ValueError(f"{path}: is there already. Choose another name, or replace it with --force.")
-        with atomic_write(path) as temporary:
-            temporary.write_text(config_text(RunConfig()), encoding="utf-8")
+        write_text(path, text)
     typer.echo(path)
+
+
+def _tell_summary(summary: Summary) -> None:
+    """How many items, how long, how large; what was warned of, and what failed."""
+    for text, times in summary.warnings.items():
+        _tell("warning", "yellow", f"{text} ({times} items)" if times > 1 else text)
+    for outcome in summary.failed[:LISTED]:
+        _tell("failed", "bold red", f"{outcome.item}: {outcome.error}")
+    if len(summary.failed) > LISTED:
+        _tell("failed", "bold red", f"and {len(summary.failed) - LISTED} more.")
+    if summary.untried:
+        _tell("stopped", "bold red", f"{summary.untried} items not begun: the disk is full. Make room, then --resume.")
+    console.print(
+        f"{summary.made} made, {summary.skipped} complete before, {len(summary.failed)} failed"
+        + (f"; {summary.seconds:.1f} s and {summary.size / summary.made / 1e6:.1f} MB an item" if summary.made else "")
+    )
+    if summary.failed:
+        console.print("failed*.json in the folder lists the failed ones; --resume tries them again.", markup=False)
 
 
 @contextmanager
@@ -82,7 +178,7 @@ def progress_bars() -> Iterator:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, speed_estimate_period=3600) as bars:  # [s]; an item may take minutes
         tasks: dict[str, object] = {}
 
         def report(what: str, done: int, total: int) -> None:

@@ -13,50 +13,39 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cryosim.acquisition.simulate import LARGEST_FIELD, Sampling, sampling_for
 from cryosim.acquisition.tilts import TiltScheme
+from cryosim.contents import (
+    CarbonSection,
+    ContaminationSection,
+    FilamentSection,
+    GoldSection,
+    LamellaSection,
+    MembraneSection,
+    Molecule,
+)
 from cryosim.core.fourier import number
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics
+from cryosim.section import Length, Section
 from cryosim.specimen.atoms import CLASSES
 from cryosim.specimen.damage import CriticalExposure, Damage, voltage_factor
-from cryosim.specimen.ice import Absorption, Ice, rough_relief
+from cryosim.specimen.ice import Absorption, Ice, Relief, rough_relief
 from cryosim.specimen.motion import Motion, beam_induced_motion, doming, stage_drift
+from cryosim.specimen.solids import wedge
 
 
 class ConfigError(ValueError):
     """A run description that cannot be used: the message names the file, the key, what was expected and what came."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
-        """YAML takes yes, no, on and off for true and false; here they would count as 1 and 0."""
-        if any(isinstance(part, bool) for part in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"expected no true or false (nor yes, no, on, off), got {short_repr(value)}")
-        return value
-
-
-_Length = Annotated[float, Field(gt=0)]
 _Pixels = Annotated[int, Field(ge=1, le=LARGEST_FIELD)]
 
 
-class Molecule(_Section):
-    structure: str = Field(default="apoferritin", min_length=1)
-    """A structure file (.pdb, .cif, .gz), or the name of a packaged one: apoferritin, ubiquitin."""
-    assembly: int | None = Field(default=None, ge=1)
-    """Biological assembly to build from the file's operators; null takes the atoms as they stand."""
-    copies: int = Field(default=1, ge=1)
-    """How many to place."""
-
-
-class Slab(_Section):
+class Slab(Section):
     thickness: float = Field(default=400.0, gt=0)
     """Of the ice [Å]."""
     inner_potential: float = Field(default=ICE_INNER_POTENTIAL, ge=0)
@@ -71,7 +60,7 @@ class Slab(_Section):
     """Inelastic, of the ice at 300 kV [Å]; 3750 by theory, 3150 to 3950 are in use."""
 
 
-class DamageSection(_Section):
+class DamageSection(Section):
     critical_exposure: float | None = Field(default=1.0, gt=0)
     """Doses after which detail is lost, relative to Grant & Grigorieff 2015 at this voltage [1]; null is no damage."""
     b_growth: float = Field(default=0.0, ge=0)
@@ -88,7 +77,7 @@ class DamageSection(_Section):
     """Mean squared displacement of water [Å^2 per e-/Å^2]; for ice with the structure of water."""
 
 
-class MotionSection(_Section):
+class MotionSection(Section):
     drift: float = Field(default=0.0, ge=0)
     """Standard deviation of the way the stage drifts in x and y in each exposure [Å]."""
     settling: float = Field(default=1.0, gt=0)
@@ -103,16 +92,30 @@ class MotionSection(_Section):
     """Of the hole in which it does [Å]."""
 
 
-class SpecimenSection(_Section):
+class SpecimenSection(Section):
     molecules: list[Molecule] = Field(
         default=[Molecule(structure="apoferritin", assembly=1, copies=8), Molecule(structure="ubiquitin", copies=4)],
         min_length=1,
     )
     """What stands in the ice."""
-    size: tuple[_Length, _Length, _Length] = (700.0, 700.0, 320.0)
+    occupancy: float | None = Field(default=None, gt=0, le=0.6)
+    """Fraction of the box to fill with molecules, in proportion to their abundances [1]; cells have 0.2 to 0.3."""
+    membranes: list[MembraneSection] = Field(default=[])
+    """Lipid bilayers."""
+    filaments: list[FilamentSection] = Field(default=[])
+    """Of subunits on a helix."""
+    gold: GoldSection = GoldSection()
+    """Fiducial beads."""
+    carbon: CarbonSection = CarbonSection()
+    """Film that holds the ice."""
+    lamella: LamellaSection = LamellaSection()
+    """Marks of the ion beam."""
+    contamination: ContaminationSection = ContaminationSection()
+    """That settled on the ice."""
+    size: tuple[Length, Length, Length] = (700.0, 700.0, 320.0)
     """(x, y, z) of the box that holds the molecules [Å]."""
-    gap: float = Field(default=10.0, ge=0)
-    """Least distance between two molecules [Å]."""
+    gap: float = Field(default=5.0, ge=2)
+    """Least distance between atoms of two molecules [Å]."""
     ice: Slab | None = Slab()
     """The ice around them; null for vacuum."""
     mean_free_path: float | None = Field(default=None, gt=0)
@@ -123,7 +126,7 @@ class SpecimenSection(_Section):
     """During the exposures."""
 
 
-class TiltSection(_Section):
+class TiltSection(Section):
     scheme: Literal["dose-symmetric", "bidirectional", "unidirectional"] = "dose-symmetric"
     """Order of the exposures."""
     extent: float = Field(default=60.0, ge=0, lt=89)
@@ -140,6 +143,10 @@ class TiltSection(_Section):
     """[e-/Å^2/s]; with the camera's frame rate, how many camera frames an exposure takes."""
     cosine_power: float = Field(default=0.0, ge=0, le=5)
     """Doses in proportion to 1 / cos(tilt)^power [1], with the same total."""
+    angle_error: float = Field(default=0.0, ge=0, le=5)
+    """Standard deviation of the true angles about those the stage tells [deg]."""
+    shift_error: float = Field(default=0.0, ge=0)
+    """Standard deviation of the shifts (x, y) of the images [Å]."""
 
     @model_validator(mode="after")
     def _is_a_scheme(self) -> Self:
@@ -149,7 +156,7 @@ class TiltSection(_Section):
         return self
 
 
-class OpticsSection(_Section):
+class OpticsSection(Section):
     voltage: float = Field(default=300.0, gt=0)
     """[kV]."""
     defocus: float = 30000.0
@@ -224,7 +231,7 @@ class OpticsSection(_Section):
     """[deg]."""
 
 
-class DetectorSection(_Section):
+class DetectorSection(Section):
     shape: tuple[_Pixels, _Pixels] = (192, 192)
     """(y, x) [px]."""
     pixel_size: float = Field(default=4.0, gt=0)
@@ -245,12 +252,26 @@ class DetectorSection(_Section):
     """Fraction of the pixels that fire in every tenth camera frame by themselves [1]."""
 
 
-class OutputSection(_Section):
+Product = Literal["alignments", "halves", "clean", "labels", "tomogram", "zarr", "copick", "specimen"]
+"""What may be written beside the tilt series, its truth and its poses."""
+
+
+class OutputSection(Section):
     movies: Literal["none", "eer", "mrc", "tiff"] = "none"
     """Frames of every exposure in files of their own; eer holds single electrons."""
+    files: list[Product] = Field(default=[])
+    """Of alignments, halves, clean, labels, tomogram, zarr, copick, specimen; the README of a dataset explains each."""
+    binning: int = Field(default=1, ge=1, le=64)
+    """Pixels of the detector to the edge of a voxel of truth, labels and tomogram."""
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len(set(self.files)) < len(self.files):
+            raise ValueError(f"expected each of output.files once, got {self.files}")
+        return self
 
 
-class SamplingSection(_Section):
+class SamplingSection(Section):
     pixel_size: float | None = Field(default=None, gt=0)
     """Of the simulated wave [Å]; null takes 0.47 of the detector's."""
     thickness: float | None = Field(default=None, ge=0.1)
@@ -261,7 +282,7 @@ class SamplingSection(_Section):
     """Grid samples over which an atom is spread: 8 is exact to 1e-6, 6 to 5e-5."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One simulated tilt series."""
 
     name: str = Field(default="series", pattern=r"^[\w.-]+$", max_length=100)
@@ -284,6 +305,14 @@ class RunConfig(_Section):
                 "expected specimen.ice.roughness of at most an eighth of specimen.ice.thickness, so that the surfaces "
                 f"do not meet, got {section.ice.roughness:g} and {section.ice.thickness:g} Å"
             )
+        filled = any(molecule.abundance is not None for molecule in section.molecules)
+        if filled != (section.occupancy is not None):
+            raise ValueError("expected both or none of specimen.occupancy and specimen.molecules[...].abundance")
+        milled = section.lamella.wedge or section.lamella.curtains
+        if milled and (section.ice is None or section.ice.roughness):
+            raise ValueError("expected specimen.ice without roughness for a specimen.lamella with a wedge or curtains")
+        if section.ice is None and (section.lamella.platinum or section.contamination.crystals):
+            raise ValueError("expected specimen.ice for platinum or contamination, which stand on it")
         if section.ice and (section.mean_free_path is None) != (section.ice.mean_free_path is None):
             raise ValueError("expected both or none of specimen.mean_free_path and specimen.ice.mean_free_path")
         if section.mean_free_path and self.optics.amplitude_contrast:
@@ -305,12 +334,21 @@ class RunConfig(_Section):
             )
         if self.output.movies == "eer" and self.detector.camera == "falcon3":
             raise ValueError("expected another output.movies than eer for a falcon3, whose images are not counts")
+        if "halves" in self.output.files and (self.detector.camera == "falcon3" or _uneven(self.detector)):
+            raise ValueError(
+                "expected a detector without gain_variation and dead or hot pixels, and another than falcon3, where "
+                "output.files has halves: electrons are dealt out, and those images are not whole numbers of them"
+            )
         if depth(self) > LARGEST_FIELD * self.detector.pixel_size:
             raise ValueError(
                 f"expected specimen.size and specimen.ice.thickness to be at most {LARGEST_FIELD} times "
                 f"detector.pixel_size deep, {LARGEST_FIELD * self.detector.pixel_size:g} Å, got {depth(self):g} Å"
             )
         return self
+
+
+def _uneven(section: DetectorSection) -> bool:
+    return bool(section.gain_variation or section.dead_pixels or section.hot_pixels)
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -373,6 +411,18 @@ def depth(config: RunConfig) -> float:
     return max(section.size[2], section.ice.thickness if section.ice else 0.0)
 
 
+def volume_grid(config: RunConfig) -> tuple[tuple[int, int, int], float]:
+    """Shape (z, y, x) [voxel] and voxel size [Å] of truth, labels and tomogram: as deep as the slab or the box.
+
+    A tilt axis nearer to x than to y exchanges height and width: the detector then sees the specimen lying down.
+    """
+    voxel = config.detector.pixel_size * config.output.binning
+    ny, nx = (max(1, round(n / config.output.binning)) for n in config.detector.shape)
+    if round(config.tilts.axis_angle / 90) % 2:
+        ny, nx = nx, ny
+    return (max(1, round(depth(config) / voxel)), ny, nx), voxel
+
+
 def tilt_scheme(section: TiltSection) -> TiltScheme:
     """The scheme a configuration asks for."""
     make = {
@@ -382,6 +432,18 @@ def tilt_scheme(section: TiltSection) -> TiltScheme:
     }[section.scheme]
     made = make(section.extent, section.step, section.total_dose, axis_angle=section.axis_angle)
     return made.cosine_compensated(section.cosine_power).replace(frames=section.frames, dose_rate=section.dose_rate)
+
+
+def true_tilts(config: RunConfig) -> TiltScheme:
+    """The scheme as it comes about: with the errors of the stage, the same for the same seed."""
+    scheme, section = tilt_scheme(config.tilts), config.tilts
+    if not section.angle_error and not section.shift_error:
+        return scheme
+    draws = torch.randn(
+        3, len(scheme), generator=torch.Generator().manual_seed(config.seed ^ 0x71_17), dtype=torch.float64
+    )
+    angles = (scheme.angles + section.angle_error * draws[0]).clamp(-89, 89)
+    return scheme.replace(angles=angles, shifts=section.shift_error * draws[1:].T)
 
 
 def optics(section: OpticsSection) -> Optics:
@@ -465,13 +527,29 @@ def ice(config: RunConfig) -> Ice | None:
     section = config.specimen.ice
     if section is None:
         return None
-    relief = None
-    if section.roughness > 0:
+    relief, lamella = None, config.specimen.lamella
+    if section.roughness > 0 or lamella.wedge or lamella.curtains > 0:
         grid, tilt = sampling(config), math.radians(config.tilts.extent)
         extent = math.hypot(*grid.shape) * grid.pixel_size / math.cos(tilt) + 2 * section.thickness * math.tan(tilt)
         generator = torch.Generator().manual_seed(config.seed ^ 0x5EA_1CE)  # not the numbers that place molecules
-        relief = rough_relief(extent, section.roughness, section.correlation, generator=generator)
+        if section.roughness > 0:
+            relief = rough_relief(extent, section.roughness, section.correlation, generator=generator)
+        else:
+            relief = _milled(lamella, section.thickness, extent, generator)
     return Ice(section.thickness, section.inner_potential, relief, section.structure, config.seed)
+
+
+def _milled(section: LamellaSection, thickness: float, extent: float, generator: torch.Generator) -> Relief:
+    """Surfaces of a lamella of a mean thickness [Å], over an extent [Å]."""
+    grows = extent * math.tan(math.radians(abs(section.wedge)) / 2)
+    return wedge(
+        extent,
+        thickness - grows,
+        thickness + grows,
+        axis_angle=section.direction + (180 if section.wedge < 0 else 0),
+        curtains=section.curtains,
+        generator=generator,
+    )
 
 
 def absorption(section: SpecimenSection) -> Absorption | None:
@@ -548,6 +626,12 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
             lines.append(f"{pad}# {field.description}")
         if isinstance(value, BaseModel):
             lines += [f"{pad}{name}:", *_lines(value, depth + 1)]
+        elif isinstance(value, list) and not value:
+            lines.append(f"{pad}{name}: []")
+            for model in _models(field.annotation)[:1]:  # a list of sections: one of them as an example
+                first, *rest = _lines(model(), depth + 2)
+                lines += [f"{pad}# for example:", f"{pad}#   - {first.lstrip()}"]
+                lines += [f"{pad}# {line[len(pad) :]}" for line in rest]
         elif isinstance(value, list):
             lines.append(f"{pad}{name}:")
             for entry in value:

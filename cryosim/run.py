@@ -23,19 +23,19 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.config import RunConfig
 from cryosim.core.volume import Volume
 from cryosim.io.eer import write_eer
-from cryosim.io.examples import example_path
 from cryosim.io.files import atomic_write
 from cryosim.io.motion import write_motion
 from cryosim.io.movies import write_gain, write_movie
 from cryosim.io.mrc import write_volume
 from cryosim.io.series import write_series
 from cryosim.io.star import write_poses
-from cryosim.io.structure import read_atoms
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 from cryosim.microscope.gain import HOT
+from cryosim.products import Made, particles, write_products
+from cryosim.scene import build_specimen
 from cryosim.specimen.potential_volume import potential_volume
-from cryosim.specimen.specimen import Specimen, place_randomly
+from cryosim.specimen.specimen import Specimen
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,15 +48,16 @@ class RunFiles(NamedTuple):
 
     series: Path
     truth: Path
-    poses: Path
+    poses: Path | None
     parameters: Path
     movies: Path | None = None
     gain: Path | None = None
     motion: Path | None = None
+    products: tuple[Path, ...] = ()
 
     def written(self) -> list[Path]:
         """Those that there are."""
-        return [path for path in self if path is not None]
+        return [*(path for path in self[:-1] if isinstance(path, Path)), *self.products]
 
 
 def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progress: Progress | None = None) -> RunFiles:
@@ -68,8 +69,8 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     folder : str or path
         Made if missing. It receives <name>.mrc with .mdoc, .rawtlt and .tlt beside it, <name>_truth.mrc (the potential
         above the ice [V]), <name>_poses.star and <name>_parameters.yaml; where they are asked for, a folder
-        <name>_frames with a movie of each exposure, <name>_gain.mrc, and <name>_motion.npz with what moved. The same
-        configuration gives the same bytes.
+        <name>_frames with a movie of each exposure, <name>_gain.mrc, <name>_motion.npz with what moved, and the
+        `config.output.files`. The same configuration gives the same bytes.
     base : str or path
         Folder that relative paths of structures start from.
     progress : callable, optional
@@ -91,10 +92,11 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     report = progress or (lambda what, done, total: None)
     folder = Path(folder)
     generator = torch.Generator().manual_seed(config.seed)
-    specimen = build_specimen(config, base, generator)
+    specimen = build_specimen(config, base, generator, report)
     _prepare(folder)
     detector = configuration.detector(config)
-    tilts = configuration.tilt_scheme(config.tilts)
+    tilts = configuration.true_tilts(config)
+    means: list[torch.Tensor] = []
     movies = _Movies(config, folder, tilts, detector)
     try:
         with _single_threads() as workers:
@@ -106,12 +108,13 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
                 generator=generator,
                 sampling=configuration.sampling(config),
                 movies=movies.write if movies.asked_for else None,
+                means=(lambda _, mean: means.append(mean)) if "clean" in config.output.files else None,
                 supersampling=EER_PARTS if config.output.movies == "eer" else None,
                 workers=workers,
                 progress=lambda done, total: report("simulating tilts", done, total),
             )
         report("writing files", 0, 1)
-        return _written(config, folder, specimen, detector, series, movies, report)
+        return _written(config, folder, specimen, detector, series, means, movies, report)
     finally:
         movies.close()
 
@@ -122,15 +125,16 @@ def _written(
     specimen: Specimen,
     detector: Detector,
     series: TiltSeries,
+    means: list[torch.Tensor],
     movies: _Movies,
     report: Progress,
 ) -> RunFiles:
     """Write everything but the frames of the movies, the stack last."""
-    gain = _gain(detector)
+    gain, nominal, found = _gain(detector), configuration.tilt_scheme(config.tilts), particles(specimen)
     files = RunFiles(
         folder / f"{config.name}.mrc",
         folder / f"{config.name}_truth.mrc",
-        folder / f"{config.name}_poses.star",
+        folder / f"{config.name}_poses.star" if found else None,
         folder / f"{config.name}_parameters.yaml",
         movies.folder if movies.asked_for else None,
         None if gain is None else folder / f"{config.name}_gain.mrc",
@@ -143,24 +147,19 @@ def _written(
         write_motion(files.motion, specimen.motion)
     truth = true_volume(config, specimen)
     write_volume(files.truth, truth)
-    write_poses(
-        files.poses,
-        [
-            (molecule.structure, poses.rotations, poses.positions)
-            for molecule, poses in zip(config.specimen.molecules, specimen.poses, strict=True)
-        ],
-        pixel_size=float(truth.voxel_size),
-        volume_shape=_shape(truth),
-        tomogram_name=config.name,
-    )
+    if files.poses is not None:
+        listed = [(name, poses.rotations, poses.positions) for name, poses in found.items()]
+        grid, voxel = configuration.volume_grid(config)
+        write_poses(files.poses, listed, pixel_size=voxel, volume_shape=grid, tomogram_name=config.name)
     with atomic_write(files.parameters) as path:
         path.write_text(yaml.safe_dump(parameters(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
     if movies.asked_for:
         movies.put_in_place()
         series = series.replace(movies=tuple(movies.written))
-    write_series(files.series, series)
+    write_series(files.series, series.replace(tilts=nominal))
+    products = write_products(Made(config, folder, specimen, series, nominal.angles, truth, means))
     report("writing files", 1, 1)
-    return files
+    return files._replace(products=tuple(path for path in products if path not in files))
 
 
 def _tell_of_others(files: RunFiles, folder: Path, name: str) -> None:
@@ -241,35 +240,9 @@ def _single_threads() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def build_specimen(config: RunConfig, base: str | Path, generator: torch.Generator) -> Specimen:
-    """Molecules of the configuration at random poses."""
-    section = config.specimen
-    molecules = [read_atoms(_structure(m.structure, base), assembly=m.assembly) for m in section.molecules]
-    specimen = place_randomly(
-        molecules,
-        [m.copies for m in section.molecules],
-        section.size,
-        ice=configuration.ice(config),
-        gap=section.gap,
-        generator=generator,
-    )
-    return specimen.replace(
-        absorption=configuration.absorption(section),
-        damage=configuration.damage(config),
-        motion=configuration.motion(config),
-    )
-
-
 def true_volume(config: RunConfig, specimen: Specimen) -> Volume:
-    """Potential [V] on the detector's pixels, as deep as the slab, or the box where that is deeper.
-
-    A tilt axis nearer to x than to y exchanges height and width: the detector then sees the specimen lying down.
-    """
-    voxel = config.detector.pixel_size
-    ny, nx = config.detector.shape
-    if round(config.tilts.axis_angle / 90) % 2:
-        ny, nx = nx, ny
-    shape = (max(1, round(configuration.depth(config) / voxel)), ny, nx)
+    """Potential [V] of the specimen, on the grid of `volume_grid`."""
+    shape, voxel = configuration.volume_grid(config)
     return potential_volume(specimen, shape, voxel, config.sampling.parametrization)
 
 
@@ -294,14 +267,3 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: cannot be written to. Name another folder.")
-
-
-def _shape(volume: Volume) -> tuple[int, int, int]:
-    z, y, x = volume.values.shape
-    return z, y, x
-
-
-def _structure(name: str, base: str | Path) -> Path:
-    if name in ("apoferritin", "ubiquitin"):
-        return example_path(name)
-    return Path(base) / name

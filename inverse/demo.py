@@ -127,6 +127,7 @@ def demo(
         files=[(path.name, what) for path, what in _described(files, paths)],
     )
     report("report", 1, 1)
+    assert files.poses is not None  # as there are molecules
     return DemoFiles(files.series, files.truth, files.poses, files.parameters, tuple(paths), picture, page)
 
 

@@ -282,3 +282,8 @@ def estimated_damping(
     seen = (geometry.depth / torch.cos(torch.deg2rad(angles.double()))).mean()
     signal = (rings - background).max() if len(rings) else torch.zeros_like(background)
     return background * seen / signal.clamp_min(0.1 * background)
+
+
+def back_projected(series: TiltSeries, thickness: float, bin: int) -> Volume:
+    """Weighted back-projection (z, y, x) [V] of a tilt series, for datasets; `thickness` [Å] as in `reconstruct`."""
+    return reconstruct(series, "wbp", thickness=thickness, bin=bin).volume

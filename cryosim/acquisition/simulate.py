@@ -17,8 +17,9 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
 from cryosim.core.fourier import BAND, SamplingWarning, fast_length, number
 from cryosim.core.record import Record, static
+from cryosim.core.slices import column
 from cryosim.microscope.counting import recorded_counts, sample_counts, sample_events
-from cryosim.microscope.detector import Detector, quantum_efficiency
+from cryosim.microscope.detector import Detector, detect, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
@@ -219,6 +220,36 @@ def expected_exposure(
     return expected_frames(specimen, tilts, optics, detector, which, **choices).sum(0)
 
 
+def projected_potential(
+    specimen: Specimen, tilts: TiltScheme, detector: Detector, which: int, *, sampling: Sampling
+) -> torch.Tensor:
+    """Potential (y, x) [V·Å] of the fresh molecules above the ice, along the beam: no lens, no noise.
+
+    Parameters
+    ----------
+    specimen : Specimen
+    tilts : TiltScheme
+    detector : Detector
+        Whose pixels it is sampled on, as an ideal camera of them would.
+    which : int
+        Exposure.
+    sampling : Sampling
+    """
+    slices = tilted_slices(
+        specimen.replace(absorption=None, damage=None, motion=None),
+        tilts.angles[which],
+        sampling.shape,
+        sampling.pixel_size,
+        sampling.thickness,
+        axis_angle=tilts.axis_angle,
+        shift=tilts.shifts[which],
+        parametrization=sampling.parametrization,
+        width=sampling.width,
+        dtype=sampling.dtype,
+    )
+    return detect(column(slices.atoms), sampling.pixel_size, Detector(detector.shape, detector.pixel_size))
+
+
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], torch.Tensor], n: int, most: int) -> Iterator[torch.Tensor]:
     """work(0), ..., work(n - 1) in order, computed by the pool with no more than `most` waiting to be taken."""
     waiting = deque(pool.submit(work, i) for i in range(min(most, n)))
@@ -278,6 +309,7 @@ def simulate(
     scattering: Callable[[SliceSource, Optics], torch.Tensor] = multislice,
     losses: LossSpectrum = ICE_LOSSES,
     movies: Callable[[int, list[Events] | torch.Tensor], None] | None = None,
+    means: Callable[[int, torch.Tensor], None] | None = None,
     supersampling: int | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -307,6 +339,8 @@ def simulate(
     movies : callable, optional
         Called with (exposure, its frames) once each exposure is counted: counts (frame, y, x) [e-/px] as the camera
         gives them, or, with `supersampling`, a list of one `Events` a frame, of the camera frames taken in it.
+    means : callable, optional
+        Called with (exposure, expected counts (y, x) [e-/px]) likewise: the image without noise.
     supersampling : int, optional
         Count single electrons and tell so many places along each side of a pixel; 4 is what EER files hold. Detail
         beyond the pixels' Nyquist frequency then comes in, as it does in a camera, and aliases in their sums. An image
@@ -362,13 +396,15 @@ def simulate(
     try:
         computed = _ahead(pool, expose, len(tilts) * len(parts), workers)
         for which in range(len(tilts)):
-            total, kept = torch.zeros(()), []
+            total, kept, mean_total = torch.zeros(()), [], torch.zeros(())
             for mean in itertools.chain.from_iterable(next(computed) for _ in parts):  # frame by frame
                 counts, events = count(which, mean)
-                total = total + counts
+                total, mean_total = total + counts, mean_total + mean
                 kept += [] if movies is None else [counts if events is None else events]
             if movies is not None:
                 movies(which, torch.stack(kept) if supersampling is None else kept)
+            if means is not None:
+                means(which, torch.nn.functional.avg_pool2d(mean_total[None], fine, divisor_override=1)[0])
             images.append(gain_corrected(total, detector))
             if progress:
                 progress(len(images), len(tilts))

@@ -28,8 +28,9 @@ PROTEIN = 1970.0
 """Inelastic mean free path of protein at 300 kV, 1.35 g/cm^3 [Å]; same formula."""
 CARBON = 1730.0
 """Inelastic mean free path of amorphous carbon at 300 kV, 1.75 g/cm^3 [Å]; same formula."""
-SOLID_PATHS = {6: CARBON, 8: ICE, 78: 1060.0, 79: 1100.0}
-"""Inelastic mean free paths at 300 kV of solids [Å], by atomic number; 8 is frozen water."""
+SOLID_PATHS = {6: CARBON, 8: ICE, 78: 1030.0, 79: 1060.0}
+"""Inelastic mean free paths at 300 kV of solids [Å], by atomic number; 8 is frozen water. Platinum and gold by eq. 9 of
+Iakoubovskii et al. 2008, doi:10.1002/jemt.20597; that of Malis et al. 1988 has 770 for both."""
 
 ICE_INNER_POTENTIAL = 4.5301
 """Mean inner potential of vitreous ice at 0.93 g/cm^3 [V]: Vulović et al. 2013, doi:10.1016/j.jsb.2013.05.008."""

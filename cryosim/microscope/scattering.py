@@ -41,7 +41,7 @@ from cryosim.core.fourier import BAND, SamplingWarning, frequencies, number
 from cryosim.core.fourier import band_limit as circular_band_limit
 from cryosim.core.record import hidden
 from cryosim.core.slices import SliceSource as SliceSource
-from cryosim.core.slices import in_order
+from cryosim.core.slices import column, in_order, summed
 from cryosim.microscope.backward import Step, constant_memory_multislice
 from cryosim.microscope.optics import Optics, is_zero, per_image, tilt_of
 
@@ -214,10 +214,7 @@ def _first(slices: SliceSource, name: str) -> torch.Tensor:
 def _sum(slices: SliceSource, name: str) -> torch.Tensor:
     """All slices together (..., y, x) [V·Å]."""
     _first(slices, name)
-    total = torch.zeros(())
-    for i, v in enumerate(in_order(slices)):
-        total = total + v if i else v
-    return total
+    return summed(slices)
 
 
 def _finite(wave: torch.Tensor, slices: SliceSource) -> torch.Tensor:
@@ -251,9 +248,9 @@ def absorbed_depth(slices: SliceSource, optics: Optics) -> torch.Tensor:
     """Thickness in mean free paths, t / Lambda (..., y, x) [1], along each column: -ln of what passes.
 
     The absorption is the imaginary part of the potential and the optics' amplitude contrast. A source may have a
-    method `total()` -> (..., y, x) [V·Å] that sums its slices at less cost; otherwise they are summed here.
+    method `total()` -> (..., y, x) [V·Å] that sums its slices at less cost.
     """
-    total: torch.Tensor = slices.total() if hasattr(slices, "total") else _sum(slices, "absorbed_depth")  # type: ignore[attr-defined]
+    total = column(slices)
     turn, damp = coupling(optics, total.real.dtype, total.device)
     return 2 * (turn * total.imag + damp * total.real if total.is_complex() else damp * total)
 

@@ -23,8 +23,7 @@ import torch
 from cryosim.core.fourier import SamplingWarning, fast_length, number, positions, squared_frequencies
 from cryosim.core.inelastic import ICE, ICE_INNER_POTENTIAL, PROTEIN
 from cryosim.core.record import Record, hidden, item, static
-from cryosim.core.slices import SliceSource, in_order
-from cryosim.specimen.potential import Slices
+from cryosim.core.slices import SliceSource, column, in_order
 from cryosim.specimen.water import WaterField
 
 Structure = Literal["constant", "water"]
@@ -320,9 +319,9 @@ class ImmersedSlices(Record):
     def total(self) -> torch.Tensor:
         """Sum (y, x) [V·Å] of all slices but for the fluctuations of the ice, at little more than the cost of one."""
         depth = self.column if self.surfaces is None else self.column + self.surfaces.depths.sum(0)
-        v = _total(self.atoms)
+        v = column(self.atoms)
         v = v + (depth * self.potential).to(v)
-        return v if self.absorption is None else self._absorbing(v, depth, [_total(x) for x in self.volumes])
+        return v if self.absorption is None else self._absorbing(v, depth, [column(x) for x in self.volumes])
 
     def _absorbing(self, v: torch.Tensor, depth: torch.Tensor, volumes: list[torch.Tensor]) -> torch.Tensor:
         assert self.absorption is not None
@@ -348,10 +347,6 @@ class ImmersedSlices(Record):
         if not displaced:
             return filled
         return (filled.to(displaced[0]) - sum(displaced[1:], start=displaced[0]) / self.thickness).clamp_min(0)
-
-
-def _total(slices: SliceSource) -> torch.Tensor:
-    return slices.values.sum(-3) if isinstance(slices, Slices) else slices.total()  # type: ignore[attr-defined]
 
 
 def thinnest(ice: Ice) -> float:

@@ -312,10 +312,17 @@ class RadialBasis(Record):
 
     def __call__(self, squared_frequency: torch.Tensor) -> torch.Tensor:
         """phi (j, ...) [V Å^2 (the factor K included)] at k^2 (...) up to the limit, by Clenshaw's recurrence."""
+        return self._series(self.series, squared_frequency)
+
+    def function(self, j: int, squared_frequency: torch.Tensor) -> torch.Tensor:
+        """phi_j (...) alone."""
+        return self._series(self.series[j : j + 1], squared_frequency)[0]
+
+    def _series(self, series: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
         x = 2 * squared_frequency / self.limit - 1
-        series = self.series.reshape(*self.series.shape, *[1] * x.ndim)
+        series = series.reshape(*series.shape, *[1] * x.ndim)
         b1 = b2 = torch.zeros_like(x)
-        for degree in range(self.series.shape[1] - 1, 0, -1):
+        for degree in range(series.shape[1] - 1, 0, -1):
             b1, b2 = 2 * x * b1 - b2 + series[:, degree], b1
         return x * b1 - b2 + series[:, 0]
 

@@ -43,7 +43,7 @@ OTHER = RunConfig.model_validate(
                 {"structure": "1.50"},
             ],
             "size": [1e-3, 2.5e7, 100],
-            "gap": 0,
+            "gap": 2,
             "ice": None,
         },
         "tilts": {"scheme": "bidirectional", "extent": 0.3, "step": 0.1, "total_dose": 1e-7, "axis_angle": -83.25},

@@ -1,0 +1,242 @@
+"""Alignments of tilt series: what IMOD, AreTomo, RELION 5 and Warp write down of the same projection.
+
+A point p [Å] of the specimen, from its origin, is seen at the sample
+
+    r = n // 2 + (shift + [R_z(axis_angle) R_y(angle) p]_xy) / pixel_size                          (x, y) [px]
+
+counted from 0: `TiltScheme` and `tilt_rotation`. Each program has its own way to say it, and its own centre:
+
+=========  =============================  ==============================  ==============================================
+program    angles                         shift                           centre of an image, of a tomogram [sample]
+=========  =============================  ==============================  ==============================================
+RELION 5   YTilt, ZRot                    X, YShiftAngst = shift          n // 2, N // 2
+AreTomo    TILT, ROT                      TX, TY = shift / pixel_size     n / 2 or (n - 1) / 2, see `cryosim.io.aretomo`
+IMOD       .tlt; matrix R^T in the .xf    -R^T shift / pixel_size         (n - 1) / 2, see `cryosim.io.imod`
+Warp       Angles = -angle, AxisAngle     AxisOffset = shift              n / 2, N / 2
+=========  =============================  ==============================  ==============================================
+
+The files of IMOD and Warp carry what their centres differ from ours by, so that the same voxel of their tomogram and
+of the truth shows the same place. A file has a row for each section of the stack, which stand by ascending nominal
+angle; rows of a `TiltScheme` stand in the order of exposure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.core.record import Record, item
+from cryosim.core.rotation import tilt_rotation
+from cryosim.io.files import FormatError, existing_file
+
+LARGEST = 2**26  # [byte] of an alignment file
+
+_SAME = 1e-3  # [deg], to which files tell the axis
+_APART = 5.0  # [deg]: what an alignment may find between neighbouring tilts
+
+
+class Alignment(Record):
+    """What an alignment says of each section of a stack.
+
+    Attributes
+    ----------
+    angles : tensor (section,)
+        [deg].
+    shifts : tensor (section, 2)
+        (x, y) by which the content is displaced [Å].
+    axis_angle : float
+        In-plane angle of the tilt axis, from y, right-handed about z [deg].
+    """
+
+    angles: torch.Tensor = item(0)
+    shifts: torch.Tensor = item(1)
+    axis_angle: float = item(0, default=0.0)
+
+    def __len__(self) -> int:
+        return self.angles.shape[0]
+
+
+class Sections(NamedTuple):
+    """Rows of a `TiltScheme` in the order of the stack, in float64.
+
+    Attributes
+    ----------
+    rows : tensor (section,)
+        Row of the scheme that stands in each section.
+    angles, nominal : tensor (section,)
+        True angles, and those the stage was asked for [deg].
+    shifts : tensor (section, 2)
+        [Å].
+    rotations : tensor (section, 3, 3)
+        R_z(axis_angle) R_y(angle).
+    axis_angle : float
+        [deg].
+    """
+
+    rows: torch.Tensor
+    angles: torch.Tensor
+    nominal: torch.Tensor
+    shifts: torch.Tensor
+    rotations: torch.Tensor
+    axis_angle: float
+
+
+def sections_of(tilts: TiltScheme, nominal: torch.Tensor | Sequence[float] | None = None) -> Sections:
+    """Rows of `tilts` by ascending nominal angle, which is how `write_series` puts them into a stack.
+
+    Parameters
+    ----------
+    tilts : TiltScheme
+        As the images truly were taken.
+    nominal : tensor (tilt,), optional
+        Angles the stage was asked for [deg], in the order of exposure; `tilts.angles` when left out.
+
+    Raises
+    ------
+    ValueError
+        When the nominal angles are not one a tilt.
+    """
+    true, shifts = (value.detach().cpu().to(torch.float64) for value in (tilts.angles, tilts.shifts))
+    asked = true if nominal is None else torch.as_tensor(nominal, dtype=torch.float64).detach().cpu()
+    if asked.shape != true.shape or not bool(torch.isfinite(asked).all()):
+        raise ValueError(f"nominal: expected {len(true)} angles [deg], one a tilt, got {asked.tolist()}.")
+    rows, axis = torch.argsort(asked, stable=True), float(tilts.axis_angle)
+    return Sections(rows, true[rows], asked[rows], shifts[rows], tilt_rotation(true[rows], axis), axis)
+
+
+def read_alignment(
+    path: str | Path,
+    *,
+    pixel_size: float | None = None,
+    image_shape: tuple[int, int] | None = None,
+    volume_shape: tuple[int, int, int] | None = None,
+    voxel_size: float | None = None,
+    name: str | None = None,
+) -> Alignment:
+    """Alignment of an IMOD .xf (with its .tlt beside it), an AreTomo .aln, a RELION-5 .star or a Warp .xml.
+
+    What a `TiltScheme` cannot hold is refused: a changing axis, magnification, a tilt about x, dark images that were
+    taken out. Local parts (patches of AreTomo, warping grids of Warp) are left behind.
+
+    Parameters
+    ----------
+    path : str or path
+        Of RELION the tomograms.star, or the file of one tilt series.
+    pixel_size : float, optional
+        Of the tilt series [Å]; needed for .xf and .aln, whose shifts are in pixels. RELION's and Warp's files tell it.
+    image_shape : (int, int), optional
+        (y, x) of an image [px]; needed for .xf and .xml, whose programs have another centre where it is even or odd.
+    volume_shape : (int, int, int), optional
+        (z, y, x) of the tomogram in which sample n // 2 is the origin; when left out it is the program's own centre.
+    voxel_size : float, optional
+        Of that tomogram [Å]; `pixel_size` when left out.
+    name : str, optional
+        rlnTomoName, where the file has several.
+
+    Raises
+    ------
+    FormatError
+        When the file is missing, damaged, of another kind, or says what is refused.
+    ValueError
+        When the pixel size or image shape is needed and missing.
+    """
+    from cryosim.io import aretomo, imod, relion, warp  # each imports this module
+
+    path = existing_file(path)
+    if path.stat().st_size > LARGEST:
+        raise FormatError(path, "size", f"at most {LARGEST} bytes", f"{path.stat().st_size}", "Is it an alignment?")
+    suffix = path.suffix.lower()
+    if suffix == ".xf":
+        return imod.read_xf(path, pixel_size, image_shape, volume_shape=volume_shape, voxel_size=voxel_size)
+    if suffix == ".aln":
+        return aretomo.read_aln(path, pixel_size)
+    if suffix == ".star":
+        return relion.read_relion(path, name=name)
+    if suffix == ".xml":
+        return warp.read_warp(
+            path, image_shape, pixel_size=pixel_size, volume_shape=volume_shape, voxel_size=voxel_size
+        )
+    raise FormatError(path, "suffix", "one of .xf, .aln, .star, .xml", repr(suffix), "Rename the file.")
+
+
+def aligned(tilts: TiltScheme, alignment: Alignment) -> TiltScheme:
+    """`tilts` with the angles, shifts and axis of an alignment of its stack.
+
+    Parameters
+    ----------
+    tilts : TiltScheme
+        With nominal angles, as `read_series` gives it; its rows keep their order, doses and frames.
+    alignment : Alignment
+
+    Raises
+    ------
+    ValueError
+        When the numbers of tilts differ, or the angles are those of a stack in another order.
+    """
+    if len(tilts) != len(alignment):
+        raise ValueError(f"aligned: expected {len(tilts)} sections, one a tilt, got {len(alignment)}.")
+    nominal = tilts.angles.detach().cpu().to(torch.float64)
+    rows = torch.argsort(nominal, stable=True)
+    apart = alignment.angles - nominal[rows]
+    if float((apart - apart.median()).abs().max()) > _APART:  # a common offset is the pre-tilt of a lamella
+        raise ValueError(
+            f"aligned: expected sections by ascending angle within {_APART:g} degrees of {nominal[rows].tolist()}, got "
+            f"{alignment.angles.tolist()}. Is it an alignment of this stack?"
+        )
+    places = torch.argsort(rows)
+    return tilts.replace(
+        angles=alignment.angles[places], shifts=alignment.shifts[places], axis_angle=float(alignment.axis_angle)
+    )
+
+
+def alignment_of(path: Path, angles: torch.Tensor, axis_angles: torch.Tensor, shifts: torch.Tensor) -> Alignment:
+    """Alignment of angles, axis_angles (section,) [deg] and shifts (section, 2) [Å] that were read from `path`.
+
+    Raises
+    ------
+    FormatError
+        When there is none, a value is not a finite number, a tilt reaches 90 degrees, or the axis changes.
+    """
+    if not len(angles):
+        raise FormatError(path, "sections", "at least one", "none", "Is it an alignment?")
+    for field, value in (("angles", angles), ("axis angles", axis_angles), ("shifts", shifts)):
+        if not bool(torch.isfinite(value).all()):
+            raise FormatError(path, field, "finite numbers", "NaN or infinity", "Correct the entry.")
+    if not bool((angles.abs() < 90).all()):
+        raise FormatError(path, "angles", "tilts between -90 and 90 degrees", f"{angles.tolist()}", "Correct them.")
+    turned = torch.remainder(axis_angles - axis_angles[0] + 180, 360) - 180  # about the first, across +-180
+    if float(turned.max() - turned.min()) > _SAME:
+        raise FormatError(
+            path,
+            "axis angle",
+            "one for all sections",
+            f"{float(axis_angles.min()):g} to {float(axis_angles.max()):g} degrees",
+            "A TiltScheme has one axis: align again with a fixed one.",
+        )
+    return Alignment(angles, shifts, float(axis_angles[0] + turned.mean()))
+
+
+def needed(path: Path, name: str, value, meaning: str):
+    """`value`, or a ValueError that says what the reader of `path` lacks."""
+    if value is None:
+        raise ValueError(f"{path}: {name}: expected {meaning}, got none. The file does not tell it: give {name}=.")
+    return value
+
+
+def positive(what: str, value: float) -> float:
+    """`value` as a float, or a ValueError where it is not a positive number."""
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{what}: expected a positive number [Å], got {value}.")
+    return float(value)
+
+
+def sizes(what: str, shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    """`shape` as whole numbers, or a ValueError where it has another number of axes or an empty one."""
+    shape = tuple(int(n) for n in shape)
+    if len(shape) != axes or min(shape) < 1:
+        raise ValueError(f"{what}: expected {axes} sizes of 1 or more, got {shape}.")
+    return shape

@@ -1,0 +1,289 @@
+"""Tilt series of RELION 5: tomograms.star with one row a tomogram, and a file with one row a tilt for each.
+
+RELION projects (Tomogram::setProjectionMatrix) with right-handed rotations of pixel coordinates that count from 0,
+
+    r = n // 2 + (XShiftAngst, YShiftAngst) / pixel_size + [R_z(ZRot) R_y(YTilt) R_x(XTilt) (q - N // 2)]_xy
+
+which is `TiltScheme` as it stands, with XTilt = 0 and sizes N in pixels of the tilt series. It takes the defocus of a
+place q to be that of the tilt + rlnTomoHand times the height of P q above the centre (Tomogram::getCtf). Ours is the
+defocus of the tilt + that height, electrons travelling along +z, so rlnTomoHand = 1. (RELION's documentation has -1
+for the microscopes its authors have met: their z points the other way.)
+
+Some places of RELION take the centre of a tomogram to be N / 2, others N // 2: the sizes written here are even.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas
+import starfile
+import torch
+
+from cryosim.acquisition.series import Movie
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.io.alignments import Alignment, alignment_of, positive, sections_of, sizes
+from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
+from cryosim.microscope.optics import Optics, check_per_tilt
+
+HAND = 1
+"""rlnTomoHand of this package: what lies further along the beam is more out of focus, in underfocus."""
+
+_GEOMETRY = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
+
+
+class RelionTomogram(NamedTuple):
+    """Row of a tomograms.star.
+
+    Attributes
+    ----------
+    name : str
+        rlnTomoName.
+    tilt_series : str
+        File with its tilts, seen from the folder of the tomograms.star.
+    pixel_size : float
+        Of the tilt series [Å].
+    size : (int, int, int)
+        (x, y, z) [px of the tilt series].
+    voltage : float
+        [kV].
+    spherical_aberration : float
+        [mm].
+    amplitude_contrast : float
+        [1].
+    optics_group : str
+        rlnOpticsGroupName.
+    """
+
+    name: str
+    tilt_series: str
+    pixel_size: float
+    size: tuple[int, int, int]
+    voltage: float
+    spherical_aberration: float
+    amplitude_contrast: float
+    optics_group: str = "opticsGroup1"
+
+
+def write_relion(
+    path: str | Path,
+    tilts: TiltScheme,
+    optics: Optics,
+    pixel_size: float,
+    volume_shape: tuple[int, int, int],
+    *,
+    name: str,
+    stack: str,
+    voxel_size: float | None = None,
+    movies: Sequence[Movie] | None = None,
+    nominal: torch.Tensor | Sequence[float] | None = None,
+    optics_group: str = "opticsGroup1",
+) -> RelionTomogram:
+    """Write the tomograms.star of one tilt series and, beside it, tilt_series/NAME.star.
+
+    RELION reads both, and the images, from the folder it is started in: start it beside the tomograms.star.
+
+    Parameters
+    ----------
+    path : str or path
+        Of the tomograms.star.
+    tilts : TiltScheme
+        As the images truly were taken.
+    optics : Optics
+        Fields () or (tilt,) in the order of exposure.
+    pixel_size : float
+        Of the images [Å].
+    volume_shape : (int, int, int)
+        (z, y, x) of the tomogram.
+    name : str
+        rlnTomoName.
+    stack : str
+        File of the images, sections by ascending nominal angle, as RELION will find it.
+    voxel_size : float, optional
+        Of the tomogram [Å]; `pixel_size` when left out.
+    movies : sequence of Movie, optional
+        In the order of exposure, as RELION will find them.
+    nominal : tensor (tilt,), optional
+        Angles the stage was asked for [deg], in the order of exposure: they order the sections.
+    optics_group : str
+        rlnOpticsGroupName.
+
+    Returns
+    -------
+    RelionTomogram
+        The row, for a tomograms.star of many by `write_relion_tomograms`.
+
+    Raises
+    ------
+    ValueError
+        When a name holds a space, a size, the optics, the movies or the nominal angles are not right.
+    """
+    pixel = positive(f"{path}: pixel_size", pixel_size)
+    voxel = pixel if voxel_size is None else positive(f"{path}: voxel_size", voxel_size)
+    shape = sizes(f"{path}: volume_shape", volume_shape, 3)
+    check_per_tilt(optics, len(tilts))
+    constant = {
+        field: _constant(path, field, getattr(optics, field))
+        for field in ("voltage", "spherical_aberration", "amplitude_contrast")
+    }
+    x, y, z = (2 * math.ceil(round(n * voxel / pixel / 2, 6)) for n in reversed(shape))
+    row = RelionTomogram(name, f"tilt_series/{name}.star", pixel, (x, y, z), **constant, optics_group=optics_group)
+    for what, text in {"name": name, "optics_group": optics_group, "stack": stack}.items():
+        _one_word(path, what, text)
+    if set(name) & set("/\\"):
+        raise ValueError(f"{path}: name: expected a name without / or \\, got {name!r}.")
+    table = _tilt_table(path, tilts, optics, stack, movies, nominal)
+    file = Path(path).parent / row.tilt_series
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write(file, {name: table})
+    write_relion_tomograms(path, [row])
+    return row
+
+
+def write_relion_tomograms(path: str | Path, tomograms: Sequence[RelionTomogram]) -> None:
+    """Write a tomograms.star of many tomograms, whose files of tilts are there already.
+
+    Raises
+    ------
+    ValueError
+        When there is none, or two have one name.
+    """
+    names = [tomogram.name for tomogram in tomograms]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path}: tomograms: expected at least one, each with a name of its own, got {names}.")
+    rows = [
+        {
+            "rlnTomoName": t.name,
+            "rlnVoltage": t.voltage,
+            "rlnSphericalAberration": t.spherical_aberration,
+            "rlnAmplitudeContrast": t.amplitude_contrast,
+            "rlnMicrographOriginalPixelSize": t.pixel_size,
+            "rlnTomoHand": HAND,
+            "rlnOpticsGroupName": t.optics_group,
+            "rlnTomoTiltSeriesPixelSize": t.pixel_size,
+            "rlnTomoTiltSeriesStarFile": _one_word(path, "tilt_series", t.tilt_series),
+            **dict(zip(("rlnTomoSizeX", "rlnTomoSizeY", "rlnTomoSizeZ"), t.size, strict=True)),
+        }
+        for t in tomograms
+    ]
+    _write(Path(path), {"global": pandas.DataFrame(rows)})
+
+
+def read_relion(path: str | Path, *, name: str | None = None) -> Alignment:
+    """Alignment of a tomograms.star, or of the file of one tilt series. Arguments and errors as in `read_alignment`.
+
+    Rows are put into the order of the sections their rlnMicrographName tells, where it does.
+    """
+    path = existing_file(path)
+    blocks = _blocks(path)
+    if "global" in blocks:
+        path, blocks, name = _one_tomogram(path, blocks, name)
+    table = blocks.get(str(name), next(iter(blocks.values())))
+    absent = [label for label in _GEOMETRY if not isinstance(table, pandas.DataFrame) or label not in table]
+    if absent:
+        raise FormatError(path, f"_{absent[0]}", "a column", "none", "Name a tilt series that RELION 5 has aligned.")
+    columns = [*_GEOMETRY, *({"rlnTomoXTilt"} & set(table))]
+    values = torch.from_numpy(table[columns].apply(pandas.to_numeric, errors="coerce").to_numpy(dtype=float)).clone()
+    if values.shape[1] == 5 and float(values[:, 4].abs().max()) > 1e-6:
+        raise FormatError(path, "_rlnTomoXTilt", "0", "tilts about x", "A TiltScheme has none.")
+    if "rlnMicrographName" in table:
+        found = table["rlnMicrographName"].astype(str).str.extract(r"^(\d+)@")[0]
+        if not found.isna().any():
+            values = values[torch.tensor(found.astype(int).argsort(kind="stable").to_numpy())]
+    return alignment_of(path, values[:, 0], values[:, 1], values[:, 2:4])
+
+
+def _tilt_table(
+    path: str | Path,
+    tilts: TiltScheme,
+    optics: Optics,
+    stack: str,
+    movies: Sequence[Movie] | None,
+    nominal: torch.Tensor | Sequence[float] | None,
+) -> pandas.DataFrame:
+    sections, n = sections_of(tilts, nominal), len(tilts)
+    rows = sections.rows.tolist()
+
+    def of_tilt(value) -> torch.Tensor:  # in the order of the sections
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu().expand(n)[sections.rows]
+
+    suffix = "" if PurePosixPath(stack).suffix == ".mrcs" else ":mrcs"  # RELION takes a plain .mrc for a volume
+    table = pandas.DataFrame({"rlnMicrographName": [f"{z:06d}@{stack}{suffix}" for z in range(1, n + 1)]})
+    if movies is not None:
+        if len(movies) != n:
+            raise ValueError(f"{path}: movies: expected {n}, one a tilt, got {len(movies)}.")
+        table["rlnMicrographMovieName"] = [_one_word(path, "movies", movies[row].path) for row in rows]
+        table["rlnTomoTiltMovieFrameCount"] = [movies[row].frames for row in rows]
+    defocus, astigmatism = of_tilt(optics.defocus), of_tilt(optics.astigmatism)
+    columns = {
+        "rlnTomoNominalStageTiltAngle": sections.nominal,
+        "rlnTomoNominalTiltAxisAngle": torch.full((n,), sections.axis_angle, dtype=torch.float64),
+        "rlnTomoNominalDefocus": -1e-4 * defocus,  # [µm], negative is underfocus
+        "rlnMicrographPreExposure": of_tilt(tilts.accumulated_doses),
+        "rlnTomoXTilt": torch.zeros(n),
+        "rlnTomoYTilt": sections.angles,
+        "rlnTomoZRot": torch.full((n,), sections.axis_angle, dtype=torch.float64),
+        "rlnTomoXShiftAngst": sections.shifts[:, 0],
+        "rlnTomoYShiftAngst": sections.shifts[:, 1],
+        "rlnDefocusU": defocus + astigmatism / 2,
+        "rlnDefocusV": defocus - astigmatism / 2,
+        "rlnDefocusAngle": of_tilt(optics.astigmatism_angle),
+        "rlnPhaseShift": of_tilt(optics.phase_shift),
+    }
+    for label, values in columns.items():
+        table[label] = (values + 0.0).tolist()
+    return table
+
+
+def _constant(path: str | Path, field: str, value) -> float:
+    values = torch.as_tensor(value, dtype=torch.float64).detach().reshape(-1)
+    if not bool((values == values[0]).all()):
+        raise ValueError(f"{path}: Optics.{field}: expected one value for the series, got {values.tolist()}.")
+    return float(values[0])
+
+
+def _one_word(path: str | Path, what: str, text: str) -> str:
+    if not text or any(character.isspace() or character in "\"'#" for character in text):
+        raise ValueError(f"{path}: {what}: expected text without spaces, quotes or #, got {text!r}.")
+    return text
+
+
+def _write(path: Path, blocks: dict) -> None:
+    with atomic_write(path) as temporary:
+        starfile.write(blocks, temporary, float_format="%.10g")
+        _, _, body = temporary.read_text(encoding="utf-8").partition("\n")  # the first line tells the time
+        temporary.write_text("# version 50001\n" + body, encoding="utf-8")
+
+
+def _blocks(path: Path) -> dict:
+    read_text(path)  # missing, empty, too large
+    try:
+        blocks = starfile.read(path, always_dict=True, parse_as_string=["rlnTomoName"])
+    except Exception as error:  # starfile lets whatever its parser meets through
+        raise FormatError(path, "content", "a STAR file", f"{type(error).__name__} {error}") from error
+    if not isinstance(blocks, dict) or not blocks:
+        raise FormatError(path, "content", "data_ blocks of a STAR file", "none", "Name a tomograms.star.")
+    return {  # a table of one row comes as a dictionary when it is not a loop
+        key: block if isinstance(block, pandas.DataFrame) else pandas.DataFrame([block])
+        for key, block in blocks.items()
+    }
+
+
+def _one_tomogram(path: Path, blocks: dict, name: str | None) -> tuple[Path, dict, str]:
+    """File and blocks with the tilts of tomogram `name` of a tomograms.star."""
+    table = blocks["global"]
+    if "rlnTomoName" not in table:
+        raise FormatError(path, "_rlnTomoName", "a column", "none", "Name a tomograms.star of RELION 5.")
+    names = [str(n) for n in table["rlnTomoName"]]
+    if name not in names and (name is not None or len(names) != 1):
+        raise FormatError(path, "_rlnTomoName", f"one of {', '.join(names[:8])}", repr(name), "Give it as name=.")
+    which = names.index(name) if name is not None else 0
+    if "rlnTomoTiltSeriesStarFile" not in table:
+        return path, {key: block for key, block in blocks.items() if key != "global"} or blocks, names[which]
+    told = Path(str(table["rlnTomoTiltSeriesStarFile"].iloc[which]))
+    beside = path.parent / told  # RELION itself starts from its working folder
+    file = existing_file(beside if beside.exists() else told)
+    return file, _blocks(file), names[which]
