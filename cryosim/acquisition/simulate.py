@@ -28,6 +28,7 @@ from cryosim.microscope.optics import Optics, check_per_tilt, displacement
 from cryosim.microscope.scattering import SliceSource, multislice
 from cryosim.specimen.moment import Moment
 from cryosim.specimen.motion import Motion
+from cryosim.specimen.portions import Copies
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen
 from cryosim.specimen.tilted import tilted_slices
@@ -63,6 +64,8 @@ class Sampling(Record):
     width : int
         As in `potential_slices`.
     dtype : torch.dtype
+    copies : {"atoms", "reference"}
+        As in `tilted_slices`.
     """
 
     shape: tuple[int, int] = static()
@@ -71,6 +74,7 @@ class Sampling(Record):
     parametrization: Parametrization = static(default="lobato")
     width: int = static(default=8)
     dtype: torch.dtype = static(default=torch.float32)
+    copies: Copies = static(default="atoms")
 
 
 def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
@@ -186,6 +190,7 @@ def expected_frames(
             parametrization=sampling.parametrization,
             width=sampling.width,
             dtype=sampling.dtype,
+            copies=sampling.copies,
             voltage=mine.voltage,
             moment=moments,
         )
@@ -246,6 +251,7 @@ def projected_potential(
         parametrization=sampling.parametrization,
         width=sampling.width,
         dtype=sampling.dtype,
+        copies=sampling.copies,
     )
     return detect(column(slices.atoms), sampling.pixel_size, Detector(detector.shape, detector.pixel_size))
 

@@ -7,7 +7,7 @@ lattice, absorb with their own mean free path, and do not fade; deposits, which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -15,12 +15,16 @@ from cryosim.core.inelastic import SOLID_PATHS
 from cryosim.core.record import differentiated
 from cryosim.specimen.atoms import CLASSES, Atoms, Poses
 from cryosim.specimen.damage import Damage, alike
-from cryosim.specimen.potential import AtomSlices, Factors, Fading, placed_slices, potential_factors
+from cryosim.specimen.potential import AtomSlices, Factors, Fading, SummedSlices, placed_slices, potential_factors
+from cryosim.specimen.references import pays, reference_slices
 from cryosim.specimen.scattering_factors import (
     Parametrization,
     displaced_solvent_factor,
     solid_volume_factor,
 )
+
+Copies = Literal["atoms", "reference"]
+"""How copies of a molecule are placed: every atom, or the points of a reference where those are fewer."""
 
 _SOLID, _DEPOSIT = CLASSES.index("solid"), CLASSES.index("deposit")
 _SUBSTANCE_OF = {1: 8}  # hydrogens of a solid are those of frozen water
@@ -98,7 +102,7 @@ def _substance(number: int) -> int:
 
 
 class Where(NamedTuple):
-    """Grid that slices are sampled on."""
+    """Grid that slices are sampled on, and how."""
 
     shape: tuple[int, int]
     pixel_size: float | torch.Tensor
@@ -106,6 +110,10 @@ class Where(NamedTuple):
     n_slices: int
     width: int
     dtype: torch.dtype
+    copies: Copies = "atoms"
+
+
+Source = AtomSlices | SummedSlices
 
 
 def slices_of(
@@ -114,39 +122,38 @@ def slices_of(
     fading: Fading | None,
     parametrization: Parametrization,
     solvent: float | torch.Tensor,
-) -> AtomSlices:
+) -> Source:
     """Slices of the potential [V·Å] of a portion above that of the ice it displaces."""
     volume = portion.volume_factor
     factors = potential_factors(parametrization, solvent if portion.in_ice else 0.0, volume)
-    return _placed(portion, where, fading, factors, volume if portion.in_ice else None, solvent)
+    slopes = volume if portion.in_ice and differentiated(solvent) else None
+    return _placed(portion, where, fading, factors, slopes)
 
 
-def volumes_of(portion: Portion, where: Where, fading: Fading | None) -> AtomSlices:
+def volumes_of(portion: Portion, where: Where, fading: Fading | None) -> Source:
     """Slices of the depth [Å] that a portion takes."""
-    return _placed(portion, where, fading, portion.volume_factor, None, 0.0)
+    return _placed(portion, where, fading, portion.volume_factor, None)
 
 
-def _placed(
-    portion: Portion,
-    where: Where,
-    fading: Fading | None,
-    factors: Factors,
-    slopes: Factors | None,
-    solvent: float | torch.Tensor,
-) -> AtomSlices:
-    return placed_slices(
-        portion.molecules,
-        portion.poses,
-        factors,
-        where.shape,
-        where.pixel_size,
-        where.thickness,
-        where.n_slices,
-        slopes=slopes if differentiated(solvent) else None,
-        fading=fading,
-        width=where.width,
-        dtype=where.dtype,
-    )
+def _placed(portion: Portion, where: Where, fading: Fading | None, factors: Factors, slopes: Factors | None) -> Source:
+    """Slices of a portion: atom by atom, and where it is asked for and pays, by references."""
+    everything = list(zip(portion.molecules, portion.poses, strict=True))
+    by_reference = [
+        where.copies == "reference" and slopes is None and pays(atoms, len(poses.positions), where.pixel_size)
+        for atoms, poses in everything
+    ]
+    grid = (where.shape, where.pixel_size, where.thickness, where.n_slices)
+    how: dict = {"fading": fading, "width": where.width, "dtype": where.dtype}
+    parts = []
+    for which in (False, True):
+        mine = [pair for pair, referred in zip(everything, by_reference, strict=True) if referred == which]
+        if mine:
+            molecules, poses = zip(*mine, strict=True)
+            if which:
+                parts.append(reference_slices(molecules, poses, factors, *grid, **how))
+            else:
+                parts.append(placed_slices(molecules, poses, factors, *grid, slopes=slopes, **how))
+    return parts[0] if len(parts) == 1 else SummedSlices(tuple(parts))
 
 
 def bodies(molecules: Sequence[Atoms], poses: Sequence[Poses]) -> tuple[list[Atoms], list[Poses]]:

@@ -240,10 +240,10 @@ class SummedSlices(Record):
 
     Attributes
     ----------
-    parts : tuple of AtomSlices
+    parts : tuple of AtomSlices or SummedSlices
     """
 
-    parts: tuple[AtomSlices, ...]
+    parts: tuple[AtomSlices | SummedSlices, ...]
 
     @property
     def pixel_size(self) -> float | torch.Tensor:
@@ -543,20 +543,9 @@ def placed_slices(
 ) -> AtomSlices:
     """Slices of molecules at their poses; atoms beyond the field are left out. Arguments as in `atom_slices`."""
     everything = concatenate(molecules)
-    device = everything.positions.device
-    pixel = number(pixel_size)
-    k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
-    inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
-    radial = radial_basis(everything, factors, (BAND / (2 * pixel)) ** 2, bell_tolerance(width), slopes)
-    bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
-    bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
-    columns = int(inside.any(0).sum())
-    inside, k2, bell = (grid[:, :columns] for grid in (inside, k2, bell))
-    factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]  # (..., k)
-    values = radial(k2[inside]) * factor[..., None, :]  # (..., j, k) [V Å^2]
-    transfer = torch.zeros(*values.shape[:-1], k2.numel(), dtype=torch.float64, device=device)
-    transfer = transfer.index_copy(-1, inside.flatten().nonzero()[:, 0], values).unflatten(-1, k2.shape)
-    transfer = transfer / pixel_size**2  # a delta on the grid has weight 1 / pixel area
+    limit = (BAND / (2 * number(pixel_size))) ** 2
+    radial = radial_basis(everything, factors, limit, bell_tolerance(width), slopes)
+    transfer = bell_quotient(radial, shape, pixel_size, fading, width, everything.positions.device)
     return AtomSlices(
         tuple(_sites(radial, atoms, dtype) for atoms in molecules),
         tuple(poses),
@@ -568,6 +557,28 @@ def placed_slices(
         width,
         dtype,
     )
+
+
+def bell_quotient(
+    radial: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, int],
+    pixel_size: float | torch.Tensor,
+    fading: Fading | None,
+    width: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """`AtomSlices.transfer` (..., j, y, x) of radial functions: k^2 (k,) -> (j, k)."""
+    k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
+    inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
+    bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
+    bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
+    columns = int(inside.any(0).sum())
+    inside, k2, bell = (grid[:, :columns] for grid in (inside, k2, bell))
+    factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]  # (..., k)
+    values = radial(k2[inside]) * factor[..., None, :]  # (..., j, k) [V Å^2]
+    transfer = torch.zeros(*values.shape[:-1], k2.numel(), dtype=torch.float64, device=device)
+    transfer = transfer.index_copy(-1, inside.flatten().nonzero()[:, 0], values).unflatten(-1, k2.shape)
+    return transfer / pixel_size**2  # a delta on the grid has weight 1 / pixel area
 
 
 def _sites(radial: RadialBasis, atoms: Atoms, dtype: torch.dtype) -> Sites:

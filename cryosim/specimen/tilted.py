@@ -17,7 +17,7 @@ from cryosim.specimen.damage import fading_of, water_decay
 from cryosim.specimen.ice import ImmersedSlices, reach_of, surfaces
 from cryosim.specimen.moment import Moment
 from cryosim.specimen.motion import drift_at, field_at
-from cryosim.specimen.portions import Portion, Where, bodies, portions, slices_of, volumes_of
+from cryosim.specimen.portions import Copies, Portion, Where, bodies, portions, slices_of, volumes_of
 from cryosim.specimen.potential import Slices, SummedSlices
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen
@@ -36,6 +36,7 @@ def tilted_slices(
     parametrization: Parametrization = "lobato",
     width: int = 8,
     dtype: torch.dtype = torch.float32,
+    copies: Copies = "atoms",
     voltage: float | torch.Tensor | None = None,
     moment: Moment | Sequence[Moment] | None = None,
 ) -> ImmersedSlices:
@@ -54,6 +55,10 @@ def tilted_slices(
         (x, y) displacement of the content [Å].
     parametrization, width, dtype
         As in `potential_slices`.
+    copies : {"atoms", "reference"}
+        How copies of a molecule are placed: atom by atom, or, where that takes less time, by the points of a reference
+        (`cryosim.specimen.references`): at pixels beyond 3 Å, with an error of about 1e-3. A reference has no gradient
+        in its atoms; where one is asked for they are taken.
     voltage : float or tensor (), optional
         [kV]; needed where the specimen has an absorption or damage, which depend on it.
     moment : Moment or sequence of Moment, optional
@@ -108,7 +113,7 @@ def tilted_slices(
     half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=torch.float64)
     reach = max(reach_of(ice, seen), highest(molecules, poses, half))
     n_slices = 2 * math.ceil(reach / number(thickness)) + 1  # all lies within the centres
-    where = Where(shape, pixel_size, thickness, n_slices, width, dtype)
+    where = Where(shape, pixel_size, thickness, n_slices, width, dtype, copies)
     potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
     parts = portions(specimen.damage, molecules, poses)
     fadings = [fading_of(specimen.damage, moments, voltage, part.which) for part in parts]

@@ -37,6 +37,7 @@ MODULES = (
     "tests.bench.inverse",
     "tests.bench.eer",
     "tests.bench.frames",
+    "tests.bench.field",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
