@@ -1,5 +1,15 @@
 """The outside world's files. Nothing below this package knows of any of them."""
 
+from cryosim.io.alignments import Alignment as Alignment
+from cryosim.io.alignments import aligned as aligned
+from cryosim.io.alignments import read_alignment as read_alignment
+from cryosim.io.aretomo import write_aln as write_aln
+from cryosim.io.copick import CopickObject as CopickObject
+from cryosim.io.copick import copick_name as copick_name
+from cryosim.io.copick import write_copick_config as write_copick_config
+from cryosim.io.copick import write_copick_picks as write_copick_picks
+from cryosim.io.copick import write_copick_segmentation as write_copick_segmentation
+from cryosim.io.copick import write_copick_tomogram as write_copick_tomogram
 from cryosim.io.eer import EerInfo as EerInfo
 from cryosim.io.eer import eer_info as eer_info
 from cryosim.io.eer import iterate_eer as iterate_eer
@@ -9,6 +19,12 @@ from cryosim.io.eer import write_eer as write_eer
 from cryosim.io.examples import example_path as example_path
 from cryosim.io.files import FormatError as FormatError
 from cryosim.io.files import atomic_write as atomic_write
+from cryosim.io.imod import write_xf as write_xf
+from cryosim.io.labels import Label as Label
+from cryosim.io.labels import read_label_table as read_label_table
+from cryosim.io.labels import read_labels as read_labels
+from cryosim.io.labels import write_label_table as write_label_table
+from cryosim.io.labels import write_labels as write_labels
 from cryosim.io.mdoc import Mdoc as Mdoc
 from cryosim.io.mdoc import read_mdoc as read_mdoc
 from cryosim.io.mdoc import write_mdoc as write_mdoc
@@ -21,10 +37,18 @@ from cryosim.io.mrc import read_stack as read_stack
 from cryosim.io.mrc import read_volume as read_volume
 from cryosim.io.mrc import write_stack as write_stack
 from cryosim.io.mrc import write_volume as write_volume
+from cryosim.io.relion import RelionTomogram as RelionTomogram
+from cryosim.io.relion import write_relion as write_relion
+from cryosim.io.relion import write_relion_tomograms as write_relion_tomograms
 from cryosim.io.series import read_series as read_series
 from cryosim.io.series import write_series as write_series
+from cryosim.io.specimen import read_specimen as read_specimen
+from cryosim.io.specimen import write_specimen as write_specimen
 from cryosim.io.star import read_poses as read_poses
 from cryosim.io.star import write_poses as write_poses
+from cryosim.io.store import read_zarr as read_zarr
+from cryosim.io.store import write_zarr as write_zarr
 from cryosim.io.structure import read_atoms as read_atoms
 from cryosim.io.tilts import read_tilts as read_tilts
 from cryosim.io.tilts import write_tlt as write_tlt
+from cryosim.io.warp import write_warp as write_warp

@@ -460,7 +460,7 @@ def _double_fourier_series(coefficients: torch.Tensor) -> torch.Tensor:
     series in theta too (Orszag 1974, doi:10.1175/1520-0493(1974)102<0056:FSOS>2.0.CO;2).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, by the package itself
+        warnings.simplefilter("ignore")  # of torch.jit, which the package itself uses
         from torch_harmonics import InverseRealSHT  # heavy, and needed here alone
 
     degree = coefficients.shape[0] - 1
