@@ -4,13 +4,15 @@ Random sequential addition (Widom 1966, doi:10.1063/1.1727548): poses are propos
 for good. It fills up near 0.38 of the volume for equal spheres (Talbot, Schaaf & Tarjus 1991,
 doi:10.1080/00268979100100981) and above that for mixtures, the larger molecules placed first. So that few proposals
 are made in vain when there is little room left, they are drawn only from cells that the largest ball in the molecule
-does not rule out; what is left out could not have been kept.
+does not rule out; what is left out could not have been kept. When fewer than one proposal in a hundred fits, the copies
+that stand are moved at random without overlap, as hard bodies in a Monte Carlo simulation, to make room for more.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -48,7 +50,9 @@ _FINEST, _COARSEST = 1.0, 8.0  # voxels [Å] that are chosen without being asked
 _USUAL_VOXELS, _MOST_VOXELS = 270_000_000, 1_000_000_000
 _AT_ONCE = 500_000
 _FEWEST, _MOST_PROPOSALS = 16, 4096
-_PATIENCE, _SWEEPS = 20_000, 4  # proposals between looks at what is free; moves of each copy in between
+_LOOKS, _SWEEPS = 4, 4  # looks at what is free during `tries`; moves of each copy in between
+_A_MOVE = 200  # proposals that take as long as a few moves of one copy
+_SCARCE = 0.01  # share of the proposals that fit below which room is made by moving
 
 
 class Interface(Record):
@@ -177,9 +181,9 @@ def crowd(
     all that go by abundance are held to the same share of their number, those already placed being thinned at random,
     so that the proportions stay as asked.
 
-    Poses are uniform over all that fit: rotations in SO(3), positions over what is free at the time. Cavities that no
-    protein could have entered stay empty, the hollow of apoferritin for one. Two molecules come as near as `gap`, so
-    their atoms are in contact at 3 Å.
+    Poses are uniform over all that fit: rotations in SO(3), positions over what is free at the time. Where room is
+    scarce, the copies that stand are moved to make more. Cavities that no protein could have entered stay empty, the
+    hollow of apoferritin for one. Two molecules come as near as `gap`: at 3 Å their atoms are in contact.
 
     Parameters
     ----------
@@ -206,7 +210,7 @@ def crowd(
         Where atoms of the species may be: a function of positions (n, 3) [Å] that gives (n,) bool, or a volume over the
         box, centred on sample n // 2, of which the nearest sample counts.
     tries : int
-        Proposals that fail one after another before there is said to be no room left.
+        Proposals for a copy, in the mean over the last twenty, above which there is said to be no room left.
     generator : torch.Generator, optional
     progress : function, optional
         Called with the copies placed and the copies asked for.
@@ -293,27 +297,28 @@ def _fill(
     generator: torch.Generator | None,
     tell: _Tally,
 ) -> None:
-    """Add up to `wanted` copies of the last of the parts that have begun, until `tries` proposals in a row failed."""
+    """Add up to `wanted` copies of the last of the parts that have begun, until one takes more than `tries`."""
     part, mine = parts[len(standing) - 1], standing[-1]
     shape, adsorbed = prints[part.which], part.interface is not None
     cells = None if adsorbed or not wanted else cells_for(room, shape.radius)
-    failed, since, rate, reach, pressed = 0, 0, 0.5, [4.0] * len(standing), False
-    while len(mine) < wanted and failed < tries and (cells is None or len(cells.corners)):
+    total, since, rate, reach, pressed = 0, 0, 0.5, [4.0] * len(standing), False
+    when = deque([0], maxlen=20)  # the last copies were found, in proposals
+    while len(mine) < wanted and total - when[0] <= tries * len(when) and (cells is None or len(cells.corners)):
         n = int(np.clip(8 / rate, _FEWEST, _MOST_PROPOSALS))
         turns, places = _proposed(room, shape, part, surface, cells, n, generator)
-        before, last = len(mine), -1
+        before = len(mine)
         for i in may_fit(room, shape, turns, places):
             if len(mine) == wanted:
                 break
             if fits(room, shape, turns[i], places[i]) and _allowed(where, shape, turns[i], places[i]):
                 mine.append(enter(room, shape, turns[i], places[i]))
-                last = int(i)
+                when.append(total + int(i) + 1)
         kept = len(mine) - before
         tell(kept)
-        failed, since = (n - 1 - last if kept else failed + n), since + n
+        total, since = total + n, since + n
         rate = 0.7 * rate + 0.3 * max(kept / n, 1e-4)
-        if since > _PATIENCE:
-            if rate * _PATIENCE < 200:
+        if since > max(tries // _LOOKS, _A_MOVE * sum(map(len, standing))):
+            if rate < _SCARCE:
                 _shake(room, prints, parts, standing, reach, where, generator)
                 pressed = True
             cells, since = None if adsorbed else cells_for(room, shape.radius), 0

@@ -229,6 +229,9 @@ _SITES_AT_ONCE = 2**15
 _ATOMS_AT_ONCE = 2**12
 """Their bells stay in the processor's cache."""
 
+_NUMBERS_AT_ONCE = 2**13
+"""Frequencies at which radial functions are summed together."""
+
 
 def _share(upper: torch.Tensor, which: bool | None) -> torch.Tensor:
     """What of each atom (atom,) goes where; `upper` is that which belongs to the centre above."""
@@ -319,12 +322,16 @@ class RadialBasis(Record):
         return self._series(self.series[j : j + 1], squared_frequency)[0]
 
     def _series(self, series: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
+        parts = [self._clenshaw(series, x) for x in squared_frequency.flatten().split(_NUMBERS_AT_ONCE)]
+        return torch.cat(parts, 1).unflatten(1, squared_frequency.shape)
+
+    def _clenshaw(self, series: torch.Tensor, squared_frequency: torch.Tensor) -> torch.Tensor:
+        """Sum (j, k) of the series (j, degree) at k^2 (k,), few enough to stay in the processor's cache."""
         x = 2 * squared_frequency / self.limit - 1
-        series = series.reshape(*series.shape, *[1] * x.ndim)
         b1 = b2 = torch.zeros_like(x)
         for degree in range(series.shape[1] - 1, 0, -1):
-            b1, b2 = 2 * x * b1 - b2 + series[:, degree], b1
-        return x * b1 - b2 + series[:, 0]
+            b1, b2 = 2 * x * b1 - b2 + series[:, degree, None], b1
+        return x * b1 - b2 + series[:, 0, None]
 
 
 Factors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
