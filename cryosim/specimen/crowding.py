@@ -1,6 +1,6 @@
 """Crowded specimens: molecules placed at random without overlap, by their shape.
 
-Random sequential addition (Widom 1966, doi:10.1063/1.1727548): poses are proposed uniformly, and one that fits is kept
+Random sequential addition (Widom 1966, doi:10.1063/1.1726548): poses are proposed uniformly, and one that fits is kept
 for good. It fills up near 0.38 of the volume for equal spheres (Talbot, Schaaf & Tarjus 1991,
 doi:10.1080/00268979100100981) and above that for mixtures, the larger molecules placed first. So that few proposals
 are made in vain when there is little room left, they are drawn only from cells that the largest ball in the molecule

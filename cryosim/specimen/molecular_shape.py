@@ -122,7 +122,7 @@ def site_radii(atoms: Atoms, radius: float) -> np.ndarray:
     """Radii (atom,) [Å]: `radius`, but for coarse sites two standard deviations, rounded up to 0.5 Å, if more."""
     b_factors = atoms.b_factors.detach().double().cpu().numpy()
     twice = np.sqrt(np.maximum(b_factors, 0.0) / (2 * math.pi**2))  # 2 <u^2>^(1/2) [Å]
-    return np.where(b_factors > COARSE, np.maximum(np.ceil(2 * twice) / 2, radius), radius)
+    return np.where(b_factors > COARSE, np.maximum(np.ceil(2 * twice - 1e-3) / 2, radius), radius)
 
 
 def fillers(atoms: Atoms, radius: float) -> tuple[np.ndarray, float] | None:

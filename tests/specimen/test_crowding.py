@@ -1,11 +1,12 @@
 """Crowding by molecular shape: nothing overlaps, what was asked for stands there, and chance is what it should be."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.stats import chi2
 
 from cryosim.core.rotation import random_rotations
@@ -45,7 +46,7 @@ def least_distance(specimen):
     copies = [places for _, places in each_copy(specimen)]
     whose = np.repeat(np.arange(len(copies)), [len(c) for c in copies])
     places = np.concatenate(copies)
-    pairs = cKDTree(places).query_pairs(6.0, output_type="ndarray")
+    pairs = KDTree(places).query_pairs(6.0, output_type="ndarray")
     pairs = pairs[whose[pairs[:, 0]] != whose[pairs[:, 1]]]
     return np.linalg.norm(places[pairs[:, 0]] - places[pairs[:, 1]], axis=1).min() if len(pairs) else np.inf
 
@@ -54,7 +55,12 @@ def least_distance(specimen):
 
 
 def test_volume_of_a_ball_of_atoms_whatever_the_grid():
-    atoms = spheroid(16.0, 16.0, spacing=1.2)
+    n = 3200  # one an Å^2 of a sphere of 16 Å
+    k = torch.arange(n, dtype=torch.float64) + 0.5
+    z, turn = 1 - 2 * k / n, math.pi * (1 + 5**0.5) * k
+    surface = torch.stack([(1 - z**2).sqrt() * torch.cos(turn), (1 - z**2).sqrt() * torch.sin(turn), z], -1)
+    places = torch.cat([spheroid(15.9, 15.9).positions, 16.0 * surface])
+    atoms = Atoms(places, torch.full((len(places),), 6))
     for spacing in (0.7, 1.0, 1.6):
         assert molecular_shape(atoms, spacing=spacing).volume == pytest.approx(4 / 3 * math.pi * 17.6**3, rel=0.03)
 
@@ -95,7 +101,8 @@ def test_cells_hold_every_centre_that_fits(generator):
         for i in fitting:
             centre = places[i] + turns[i] @ shape.centre
             assert tuple(np.floor((centre - cells.origin) / cells.size).astype(int).tolist()) in known
-        assert len(known) * cells.size**3 < 0.95 * np.prod(room.size)
+        if shape is big:
+            assert len(known) * cells.size**3 < 0.6 * np.prod(room.size)
 
 
 # crowding -------------------------------------------------------------------------------------------------------------
@@ -135,7 +142,7 @@ def test_occupancy_is_what_random_points_find(generator):
     points = (torch.rand(60_000, 3, generator=generator, dtype=torch.float64).numpy() - 0.5) * size
     inside = np.zeros(len(points), dtype=bool)
     for _, places in each_copy(found.specimen):
-        inside |= cKDTree(places).query(points, distance_upper_bound=ATOM)[0] < np.inf
+        inside |= KDTree(places).query(points, distance_upper_bound=ATOM)[0] < np.inf
     assert found.occupancy == pytest.approx(0.22, abs=0.005)
     assert inside.mean() == pytest.approx(found.occupancy, rel=0.03)
 
@@ -262,14 +269,16 @@ def test_obstacles_stay_where_they_are_and_clear():
     sheet = torch.cartesian_prod(along, along, torch.zeros(1, dtype=torch.float64))
     lipid = Atoms(sheet, torch.full((len(sheet),), 6), torch.full((len(sheet),), 8 * math.pi**2 * sigma**2))
     plane = Poses(eye, torch.tensor([[0.0, 0.0, -35.0]], dtype=torch.float64))
-    there = Specimen((spheroid(20.0, 20.0), lipid), (bead, plane), (130.0,) * 3, Ice(140.0), names=("bead", "sheet"))
+    there = Specimen(
+        (spheroid(20.0, 20.0), lipid), (bead, plane), (130.0, 130.0, 130.0), Ice(140.0), names=("bead", "sheet")
+    )
     found = crowd([Species(spheroid(7.0, 7.0), "small", copies=80)], (121.0, 121.0, 121.0), obstacles=there)
     assert found.specimen.names == ("bead", "sheet", "small") and found.specimen.ice is there.ice
     assert torch.equal(found.specimen.poses[0].positions, bead.positions)
     obstacle = [places for which, places in each_copy(found.specimen) if which < 2]
     mine = np.concatenate([places for which, places in each_copy(found.specimen) if which == 2])
-    assert cKDTree(obstacle[0]).query(mine)[0].min() >= 3.0
-    assert cKDTree(obstacle[1]).query(mine)[0].min() >= 2 * sigma
+    assert KDTree(obstacle[0]).query(mine)[0].min() >= 3.0
+    assert KDTree(obstacle[1]).query(mine)[0].min() >= 2 * sigma
 
 
 @pytest.mark.parametrize("form", ["function", "volume"])
@@ -294,7 +303,7 @@ def test_atoms_stay_in_the_region_that_is_allowed(form):
 
 def test_exact_copies_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match=r"of 40 of large found no free place"):
-        crowd([Species(spheroid(20.0, 20.0), "large", copies=40)], (100.0,) * 3, tries=500, generator=seeded())
+        crowd([Species(spheroid(20.0, 20.0), "large", copies=40)], (100.0, 100.0, 100.0), tries=500, generator=seeded())
 
 
 @pytest.mark.parametrize(
@@ -312,7 +321,7 @@ def test_exact_copies_that_do_not_fit_are_an_error():
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
-    given = {"size": (100.0,) * 3, "occupancy": 0.1} | changes
+    given = {"size": (100.0, 100.0, 100.0), "occupancy": 0.1} | changes
     with pytest.raises(ValueError, match=message):
         crowd([Species(spheroid(9.0, 9.0), "one")], given.pop("size"), **given)
 
@@ -320,9 +329,10 @@ def test_bad_arguments_are_refused(changes, message):
 def test_bad_species_and_interfaces_are_refused():
     with pytest.raises(ValueError, match="abundance"):
         Species(spheroid(5.0, 5.0), "one", abundance=0.0)
-    for changes in ({"fraction": 1.5}, {"side": "left"}, {"axis": (0.0, 0.0, 0.0)}, {"spread": 0.0}, {"depth": -1.0}):
+    changes: list[dict] = [{"fraction": 1.5}, {"side": "left"}, {"axis": (0, 0, 0)}, {"spread": 0.0}, {"depth": -1.0}]
+    for change in changes:
         with pytest.raises(ValueError, match="Interface"):
-            Interface(**changes)
+            Interface(**change)
     one = Species(spheroid(9.0, 9.0), "one", copies=1, interface=Interface(depth=5.0))
     with pytest.raises(ValueError, match="below the surface"):
         crowd([one], (100.0, 100.0, 60.0), ice=Ice(100.0))
@@ -332,8 +342,8 @@ def test_progress_counts_up_to_all():
     heard = []
     crowd(
         [Species(spheroid(9.0, 9.0), "one", copies=20)],
-        (120.0,) * 3,
+        (120.0, 120.0, 120.0),
         generator=seeded(),
         progress=lambda done, asked: heard.append((done, asked)),
     )
-    assert heard[-1] == (20, 20) and all(a[0] < b[0] for a, b in zip(heard, heard[1:], strict=False))
+    assert heard[-1] == (20, 20) and all(a[0] < b[0] for a, b in itertools.pairwise(heard))
