@@ -122,7 +122,7 @@ def series() -> None:
     specimen = apoferritins(300, (2048.0, 2048.0, 1370.0), 1500.0)
     tilts = cs.TiltScheme.dose_symmetric(60, 3, 120)
     optics, detector = cs.Optics(300.0, 20000.0), cs.Detector((1024, 1024), 2.0)
-    sampling = cs.sampling_for(detector, optics, pixel_size=4 / 3, thickness=25.0, width=6)
+    sampling = cs.sampling_for(detector, optics, pixel_size=4 / 3, thickness=25.0, width=5)
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(2)
     how: dict = {"sampling": sampling, "workers": 2, "generator": generator, "progress": _told(start)}
