@@ -250,6 +250,8 @@ def absorbed_depth(slices: SliceSource, optics: Optics) -> torch.Tensor:
     The absorption is the imaginary part of the potential and the optics' amplitude contrast. A source may have a
     method `total()` -> (..., y, x) [V·Å] that sums its slices at less cost.
     """
+    if len(slices) == 0:
+        raise ValueError("absorbed_depth: there are no slices.")
     total = column(slices)
     turn, damp = coupling(optics, total.real.dtype, total.device)
     return 2 * (turn * total.imag + damp * total.real if total.is_complex() else damp * total)

@@ -163,6 +163,7 @@ OTHERS = {
     "Torus": "drawn from, by membrane",
     "Vesicle": "drawn from, by membrane",
     "Patch": "drawn from, by membrane",
+    "Alignment": "read from a file",
     "Volume": "a result",
     "TiltSeries": "a result",
     "Events": "a result",

@@ -136,7 +136,7 @@ def contrast_ratio(atoms, amplitude_contrast, voltage=300.0):
 def own_potential(atoms):
     """Potential of a protein over its displaced volume [V], from its slices in vacuum."""
     ice = tilted_slices(of(atoms, None, Absorption()), 0.0, (72, 72), 2.0, 5.0, voltage=300.0, dtype=torch.float64)
-    return float(ice.atoms.total().sum() / ice.displaced.total().sum())
+    return float(ice.atoms.total().sum() / ice.volumes[0].total().sum())
 
 
 @pytest.mark.parametrize("voltage", [100.0, 300.0])
