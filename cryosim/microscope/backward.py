@@ -184,9 +184,11 @@ class _Multislice(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         exit_wave, *saved = ctx.saved_tensors
         inputs, kept = saved[: ctx.n_inputs], saved[ctx.n_inputs :]
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again: that takes the whole graph
+            inputs = [x.view_as(x) for x in inputs]  # apart: one may come twice, or be made from another
         turn, damp, flight, back, incident, *tensors = inputs
         step, slices = Step(turn, damp, flight, back, None, ctx.lossless), ctx.source.rebuilt(tensors)
-        if torch.is_grad_enabled():  # the gradient is to be differentiated again: that takes the whole graph
+        if torch.is_grad_enabled():
             asked = [x for x, need in zip(inputs, ctx.needs_input_grad[3:], strict=True) if need]
             found = iter(
                 torch.autograd.grad(step.all(slices, incident), asked, gradient, create_graph=True, allow_unused=True)

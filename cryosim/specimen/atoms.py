@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cryosim.core.record import Record, item
+from cryosim.core.record import Record, hidden, item
 
 CLASSES = ("other", "carboxyl", "sulfur", "metal", "nucleic acid", "water", "solid", "deposit")
 """Kinds of atoms that the beam treats differently, as `read_atoms` tells them: side-chain carboxyl groups, the sulfur
@@ -90,6 +90,11 @@ class Atoms(Record):
 class Poses(Record):
     """Where the copies of one molecule stand: rotated by `rotations`, then moved to `positions`.
 
+    Raises
+    ------
+    ValueError
+        When the shapes disagree or a number is not finite.
+
     Attributes
     ----------
     rotations : tensor (copy, 3, 3)
@@ -102,6 +107,21 @@ class Poses(Record):
     rotations: torch.Tensor = item(2)
     positions: torch.Tensor = item(1)
     instances: torch.Tensor | None = item(0, default=None)
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.rotations.shape), tuple(self.positions.shape)
+        n = shapes[1][0] if shapes[1] else 0
+        mine = (n,) if self.instances is None else tuple(self.instances.shape)
+        if shapes != ((n, 3, 3), (n, 3)) or mine != (n,):
+            raise ValueError(
+                f"Poses: expected rotations (copy, 3, 3), positions (copy, 3) and instances (copy,) if any, got "
+                f"{shapes[0]}, {shapes[1]} and {mine}."
+            )
+        if hidden():
+            return
+        for name in ("rotations", "positions"):
+            if not bool(torch.isfinite(getattr(self, name).detach()).all()):
+                raise ValueError(f"Poses.{name}: expected finite numbers, got NaN or infinity.")
 
 
 def concatenate(parts: Sequence[Atoms]) -> Atoms:

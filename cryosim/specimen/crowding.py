@@ -233,6 +233,14 @@ def crowd(
     room = empty_room(size, _voxel_size(centred, size, voxel_size), gap)
     prints = [footprint(atoms, room.voxel_size, gap) for atoms in centred]
     asked = _numbers(species, [p.volume for p in prints], occupancy, math.prod(size))
+    none = [s.name for s, number in zip(species, asked, strict=True) if s.copies is None and number == 0]
+    if none:
+        warnings.warn(
+            f"crowd: an occupancy of {occupancy} comes to less than half a copy of {', '.join(none)} in "
+            f"{tuple(size)} Å, so there is none. Enlarge size, ask for more, or give exact copies.",
+            UserWarning,
+            stacklevel=2,
+        )
     if obstacles is not None:
         _obstruct(room, obstacles)
     where = None if allowed is None else _region(allowed, size)

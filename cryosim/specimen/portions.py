@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from cryosim.core.inelastic import SOLID_PATHS
-from cryosim.core.record import differentiated
+from cryosim.core.record import differentiated, hidden
 from cryosim.specimen.atoms import CLASSES, Atoms, Poses
 from cryosim.specimen.damage import Damage, alike
 from cryosim.specimen.potential import AtomSlices, Factors, Fading, SummedSlices, placed_slices, potential_factors
@@ -74,6 +74,7 @@ def portions(damage: Damage | None, molecules: Sequence[Atoms], poses: Sequence[
     for atoms, places in zip(molecules, poses, strict=True):
         if len(atoms) == 0 or len(places.positions) == 0:
             continue
+        _check_finite(atoms)
         soft = (atoms.classes != _SOLID) & (atoms.classes != _DEPOSIT)
         parts: list[tuple[object, Atoms, Portion]] = []
         for key, part, which in alike(damage, atoms.index(soft) if not bool(soft.all()) else atoms):
@@ -89,6 +90,15 @@ def portions(damage: Damage | None, molecules: Sequence[Atoms], poses: Sequence[
             portion.molecules.append(part)
             portion.poses.append(places)
     return list(found.values())
+
+
+def _check_finite(atoms: Atoms) -> None:
+    """What is not a number would be left out, as it lies nowhere."""
+    if hidden():
+        return
+    for name in ("positions", "b_factors", "occupancies"):
+        if not bool(torch.isfinite(getattr(atoms, name).detach()).all()):
+            raise ValueError(f"Specimen.molecules: expected atoms with finite {name}, got NaN or infinity.")
 
 
 def _substance(number: int) -> int:
@@ -161,11 +171,12 @@ def bodies(molecules: Sequence[Atoms], poses: Sequence[Poses]) -> tuple[list[Ato
     cut, placed = [], []
     for atoms, places in zip(molecules, poses, strict=True):
         positions = atoms.positions.detach()
-        if len(atoms) == 0 or float((positions.amax(0) - positions.amin(0)).max()) <= 2 * _LARGEST:
+        if len(atoms) == 0 or float(positions.abs().max()) <= _LARGEST:
             cut.append(atoms)
             placed.append(places)
             continue
-        cells = torch.floor(positions / _LARGEST).long()
+        whole = float((positions.amax(0) - positions.amin(0)).max()) <= 2 * _LARGEST  # but far from its origin
+        cells = torch.zeros_like(positions).long() if whole else torch.floor(positions / _LARGEST).long()
         _, which = torch.unique(cells, dim=0, return_inverse=True)
         order = torch.argsort(which, stable=True)
         for mine in order.split(torch.bincount(which).tolist()):

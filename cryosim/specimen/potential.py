@@ -383,8 +383,9 @@ def _family(
     samples = factors(elements, nodes).detach()
     if slopes is not None:
         samples = torch.cat([samples, slopes(elements, nodes)])
-    span = (b.max() - b.min()) / 2
-    b_nodes = b.min() + span * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
+    span, scale = b.max() - b.min(), 0.25 * limit
+    steps = 0.5 * (1 + chebyshev_nodes(1 if span == 0 else 64).to(b.device))
+    b_nodes = b.min() + torch.expm1(steps * torch.log1p(span * scale)) / scale  # as close as exp(-B k^2 / 4) changes
     family = (samples[:, None] * torch.exp(-0.25 * b_nodes[:, None] * nodes)).flatten(0, 1)
     if differentiated(atoms.b_factors):  # and the slopes in B, d g / d B = -k^2 g / 4, and theirs
         family = torch.cat([family, family * nodes, family * nodes**2])

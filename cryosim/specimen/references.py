@@ -36,6 +36,7 @@ WINDOW = 2.0
 LEAST = 3e-3
 """Points weaker than this, relative to the strongest, are left out."""
 
+_FEWEST, _COARSE = 5000, 300.0  # atoms; B-factor [Å^2]
 _MARGIN = 6.0  # [1 / k_b] / 2 pi, on either side of the atoms: how far the window spreads them
 
 
@@ -48,9 +49,16 @@ def pays(atoms: Atoms, copies: int, pixel_size: float | torch.Tensor, rank: int 
     """Whether copies are placed in less time by a reference than atom by atom, with `rank` radial functions.
 
     A bell takes about as long to make as to add to three grids. There is no reference of atoms that derivatives are
-    asked of.
+    asked of, none of molecules so small that the window's ripples count (ubiquitin would be 5e-3 off), and none of
+    coarse sites, which are few already.
     """
-    if copies < 3 or any(differentiated(x) for x in (atoms.positions, atoms.b_factors, atoms.occupancies, pixel_size)):
+    coarse = len(atoms) > 0 and float(atoms.b_factors.detach().max()) > _COARSE
+    if (
+        copies < 3
+        or len(atoms) < _FEWEST
+        or coarse
+        or any(differentiated(x) for x in (atoms.positions, atoms.b_factors, atoms.occupancies, pixel_size))
+    ):
         return False
     size = number(pixel_size)
     points = 50.0 * len(atoms) / size**3 + 200.0 * len(atoms) ** (2 / 3) / size**2  # found with proteins
@@ -105,7 +113,8 @@ def reference(
     """
     edge, h = _edge(pixel_size), spacing(pixel_size)
     centre = (atoms.positions.amax(0) + atoms.positions.amin(0)) / 2
-    span = atoms.positions.amax(0) - atoms.positions.amin(0) + 2 * _MARGIN / (2 * math.pi * edge) + 2 * h
+    spread = 5 * float(atoms.b_factors.max().clamp_min(0).sqrt()) / (8**0.5 * math.pi)  # of the widest site
+    span = atoms.positions.amax(0) - atoms.positions.amin(0) + 2 * (_MARGIN / (2 * math.pi * edge) + spread) + 2 * h
     n_x, n_y, n_z = (2 * fast_length(math.ceil(float(x) / h)) for x in span)
     shape = (n_z, n_y, n_x)  # twice as fine as the lattice, so that it holds all that the window lets pass
     here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))

@@ -188,4 +188,5 @@ def flooded(specimen: Specimen, *, b_factor: float = 0.0, generator: torch.Gener
     here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
     size = (*specimen.size[:2], thickness)
     everything = ((*specimen.molecules, water), (*specimen.poses, here), size)
-    return Specimen(*everything, damage=specimen.damage, motion=specimen.motion)
+    labels: dict = {"names": (*specimen.names, "water"), "kinds": (*specimen.kinds, "water")}
+    return Specimen(*everything, damage=specimen.damage, motion=specimen.motion, **labels)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cryosim as cs
 from cryosim.core.fourier import squared_frequencies
 from cryosim.core.record import Record, item, static
 from cryosim.microscope import backward
@@ -643,3 +644,26 @@ def test_resident_memory_is_flat():
     assert many < 1.1 * few
     assert many - few < 16 * 2048  # KiB: 16 waves; one for every tenth slice would be 35
     assert resident(50, "graph") > 1.5 * few
+
+
+def test_gradients_that_may_be_differentiated_again_count_every_input_once():
+    """Positions shared by two portions, potential and volumes: with create_graph the same gradient as without."""
+    generator = torch.Generator().manual_seed(1)
+    places = 4 * torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    kinds: dict = {"numbers": torch.tensor([6, 8, 79, 7, 6, 79]), "classes": torch.tensor([0, 0, 6, 1, 0, 6])}
+    where = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    poses = Poses(torch.eye(3, dtype=torch.float64)[None], where)
+    atoms = Atoms(places, b_factors=torch.full((6,), 30.0, dtype=torch.float64), **kinds)
+    specimen = Specimen((atoms,), (poses,), (40.0, 40.0, 40.0), Ice(60.0), cs.Absorption(), cs.Damage())
+    weights = torch.randn(32, 32, generator=generator, dtype=torch.float64)
+
+    def score(size):
+        how = {"voltage": 300.0, "moment": cs.Moment(3.0, 2.0), "dtype": torch.float64}
+        slices = tilted_slices(specimen, 20.0, (32, 32), size, 4.0, **how)
+        return (cs.multislice(slices, cs.Optics()).abs() ** 2 * weights).sum()
+
+    size = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    once = torch.autograd.grad(score(size), (where, size))
+    again = torch.autograd.grad(score(size), (where, size), create_graph=True)
+    for one, other in zip(once, again, strict=True):
+        torch.testing.assert_close(other.detach(), one, rtol=1e-8, atol=1e-10)
