@@ -101,7 +101,7 @@ class SpecimenSection(Section):
     occupancy: float | None = Field(default=None, gt=0, le=0.6)
     """Fraction of the box to fill with molecules, in proportion to their abundances [1]; cells have 0.2 to 0.3."""
     membranes: list[MembraneSection] = Field(default=[])
-    """Lipid bilayers."""
+    """Lipid bilayers; what lies beyond the box is cut off, as the ion beam does."""
     filaments: list[FilamentSection] = Field(default=[])
     """Of subunits on a helix."""
     gold: GoldSection = GoldSection()
@@ -313,6 +313,12 @@ class RunConfig(Section):
         milled = section.lamella.wedge or section.lamella.curtains
         if milled and (section.ice is None or section.ice.roughness):
             raise ValueError("expected specimen.ice without roughness for a specimen.lamella with a wedge or curtains")
+        film = section.carbon
+        if section.ice and film.thickness and abs(film.height) + film.thickness / 2 > section.ice.thickness / 2:
+            raise ValueError(
+                "expected a specimen.carbon film that lies in the ice, whose surfaces are "
+                f"{section.ice.thickness / 2:g} Å from its middle, got {film.thickness:g} Å about {film.height:g} Å"
+            )
         if section.ice is None and (section.lamella.platinum or section.contamination.crystals):
             raise ValueError("expected specimen.ice for platinum or contamination, which stand on it")
         if section.ice and (section.mean_free_path is None) != (section.ice.mean_free_path is None):
@@ -336,6 +342,11 @@ class RunConfig(Section):
             )
         if self.output.movies == "eer" and self.detector.camera == "falcon3":
             raise ValueError("expected another output.movies than eer for a falcon3, whose images are not counts")
+        if self.output.binning > min(self.detector.shape):
+            raise ValueError(
+                f"expected output.binning of at most the detector's shorter side, {min(self.detector.shape)} px, got "
+                f"{self.output.binning}"
+            )
         if "halves" in self.output.files and (self.detector.camera == "falcon3" or _uneven(self.detector)):
             raise ValueError(
                 "expected a detector without gain_variation and dead or hot pixels, and another than falcon3, where "
@@ -408,18 +419,25 @@ def config_text(config: RunConfig) -> str:
 
 
 def depth(config: RunConfig) -> float:
-    """Of the slab, or of the box where that is deeper [Å]."""
+    """Of the slab with all that stands on it in the field of the box, or of the box where that is deeper [Å]."""
     section = config.specimen
-    return max(section.size[2], section.ice.thickness if section.ice else 0.0)
+    return max(section.size[2], section.ice.thickness + 2 * _standing(section) if section.ice else 0.0)
+
+
+def _standing(section: SpecimenSection) -> float:
+    """Height above the mean surface to which platinum and crystals of ice reach [Å]: 1.5 radii of the largest."""
+    highest = section.lamella.platinum + (1.5 * section.contamination.radii[1] if section.contamination.crystals else 0)
+    slope = math.tan(math.radians(abs(section.lamella.wedge) / 2))
+    return highest + slope * math.hypot(*section.size[:2]) / 2 if highest else 0.0
 
 
 def volume_grid(config: RunConfig) -> tuple[tuple[int, int, int], float]:
-    """Shape (z, y, x) [voxel] and voxel size [Å] of truth, labels and tomogram: as deep as the slab or the box.
+    """Shape (z, y, x) [voxel] and voxel size [Å] of truth, labels and tomogram: all that there is fits in depth.
 
     A tilt axis nearer to x than to y exchanges height and width: the detector then sees the specimen lying down.
     """
     voxel = config.detector.pixel_size * config.output.binning
-    ny, nx = (max(1, round(n / config.output.binning)) for n in config.detector.shape)
+    ny, nx = (n // config.output.binning for n in config.detector.shape)
     if round(config.tilts.axis_angle / 90) % 2:
         ny, nx = nx, ny
     return (max(1, round(depth(config) / voxel)), ny, nx), voxel
@@ -544,6 +562,11 @@ def ice(config: RunConfig) -> Ice | None:
 def _milled(section: LamellaSection, thickness: float, extent: float, generator: torch.Generator) -> Relief:
     """Surfaces of a lamella of a mean thickness [Å], over an extent [Å]."""
     grows = extent * math.tan(math.radians(abs(section.wedge)) / 2)
+    if grows >= thickness:
+        raise ValueError(
+            f"specimen.lamella.wedge: ice of {thickness:g} Å that thickens at {abs(section.wedge):g} degrees ends "
+            f"within the {extent:.0f} Å that are seen. Take thicker ice or a smaller angle."
+        )
     return wedge(
         extent,
         thickness - grows,
@@ -634,7 +657,7 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
                 first, *rest = _lines(model(), depth + 2)
                 lines += [f"{pad}# for example:", f"{pad}#   - {first.lstrip()}"]
                 lines += [f"{pad}# {line[len(pad) :]}" for line in rest]
-        elif isinstance(value, list):
+        elif isinstance(value, list) and isinstance(value[0], BaseModel):
             lines.append(f"{pad}{name}:")
             for entry in value:
                 first, *rest = _lines(entry, depth + 2)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cryosim.section import Direction, Section
+from cryosim.section import Direction, Length, Section
+
+
+def _with_length(axis: Direction) -> Direction:
+    if not any(axis):
+        raise ValueError(f"expected a direction (x, y, z), got {axis}")
+    return axis
+
+
+_Axis = Annotated[Direction, AfterValidator(_with_length)]
 
 
 class InterfaceSection(Section):
@@ -16,7 +25,7 @@ class InterfaceSection(Section):
     """Top is where the beam leaves."""
     depth: float = Field(default=20.0, ge=0)
     """Their nearest atom is up to so far from the surface [Å]."""
-    axis: Direction = (0.0, 0.0, 1.0)
+    axis: _Axis = (0.0, 0.0, 1.0)
     """(x, y, z) of the molecule that points out of the ice [1]."""
     spread: float = Field(default=15.0, gt=0)
     """Standard deviation of the axis about the normal [deg]."""
@@ -44,7 +53,7 @@ class Embedded(Section):
     """Biological assembly; null takes the atoms as they stand."""
     copies: int = Field(default=1, ge=0)
     """In each membrane."""
-    axis: Direction = (0.0, 0.0, 1.0)
+    axis: _Axis = (0.0, 0.0, 1.0)
     """(x, y, z) of the molecule that stands along the outward normal [1]."""
     height: float = 0.0
     """Of its centre above the middle of the bilayer, outwards [Å]."""
@@ -57,14 +66,16 @@ class MembraneSection(Section):
     """How many; irregular ones are each drawn anew."""
     radius: float = Field(default=200.0, gt=0)
     """Of the middle of the bilayer; of a torus, of its circle; half the side of a patch [Å]."""
-    aspect: Direction = (1.0, 1.0, 1.3)
+    aspect: tuple[Length, Length, Length] = (1.0, 1.0, 1.3)
     """Half axes (x, y, z) of an ellipsoid over the radius [1]."""
     tube: float = Field(default=90.0, gt=0)
     """Radius of the tube of a torus [Å]."""
     bending: float = Field(default=20.0, gt=0)
     """Bending modulus of vesicles and patches over the thermal energy [1]."""
     amplitude: float | None = Field(default=None, ge=0, lt=0.8)
-    """Standard deviation of the radius of a vesicle over its mean [1]; null takes what bending makes."""
+    """Standard deviation of the radius of a vesicle over its mean [1]; null takes what bending makes, 0.04 for 20."""
+    degree: int = Field(default=16, ge=2, le=64)
+    """Highest degree of the harmonics that shape a vesicle; for an amplitude of 0.1 take 8, for 0.2 take 4."""
     spacing: float | None = Field(default=None, ge=4, le=20)
     """Of the sites that stand for lipids [Å]; null takes one a lipid."""
     embedded: list[Embedded] = Field(default=[])

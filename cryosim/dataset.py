@@ -1,6 +1,8 @@
 """Datasets: many tilt series of one description, each in a folder of its own that is whole or is not there.
 
     DIR/dataset.yaml                          the description
+    DIR/README.md                             what every file is, in which units, and which program reads it
+    DIR/copick.json                           objects of a copick project, where one is asked for
     DIR/ExperimentRuns/<name>_<index>/...     an item: its files, and DONE.json, written last
     DIR/failed.json                           items that could not be made, and why (failed_<i>_of_<N>.json of a shard)
     DIR/.<name>_<index>.<random>/             an item that is being made
@@ -33,6 +35,7 @@ from typing import Any, Literal, NamedTuple
 
 from cryosim.cluster import outcomes
 from cryosim.config import RunConfig
+from cryosim.dataset_readme import explained, numbers_for, readme_text, write_copick_project
 from cryosim.description import (
     Description,
     configuration_hash,
@@ -168,9 +171,9 @@ def make_dataset(
     OSError
         When the folder cannot be written to: before anything is simulated.
     """
-    tasks = _indices(n, shard)
-    folder = _prepared(description, Path(folder), tasks, resume)
-    make = functools.partial(complete_item, description, folder, verify)
+    tasks, numbers = _indices(n, shard), numbers_for(description)
+    folder = _prepared(description, Path(folder), tasks, resume, numbers)
+    make = functools.partial(complete_item, description, folder, verify, numbers)
     found: list[Outcome] = []
     report = progress or (lambda what, done, total: None)
     report("items", 0, len(tasks))
@@ -189,12 +192,14 @@ def make_dataset(
     return _summary(found, len(tasks))
 
 
-def make_item(description: Description, config: RunConfig, folder: Path) -> None:
-    """Write all that belongs to an item into a folder."""
-    run(config, folder, base=description.base)
+def make_item(description: Description, config: RunConfig, folder: Path, numbers: dict[str, int]) -> None:
+    """Write all that belongs to an item into a folder, with these numbers in its masks."""
+    run(config, folder, base=description.base, numbers=numbers)
 
 
-def complete_item(description: Description, folder: Path, verify: Verify, index: int) -> Outcome:
+def complete_item(
+    description: Description, folder: Path, verify: Verify, numbers: dict[str, int], index: int
+) -> Outcome:
     """Make an item, unless it is complete. A fault of the item is part of the outcome."""
     item, begun = item_name(description, index), time.perf_counter()
     place, configuration = folder / RUNS / item, configuration_hash(description)
@@ -206,7 +211,7 @@ def complete_item(description: Description, folder: Path, verify: Verify, index:
             with made_aside(folder, item) as aside:
                 made = aside / item
                 made.mkdir()
-                make_item(description, item_config(description, index), made)
+                make_item(description, item_config(description, index), made, numbers)
                 size = _finish(made, Done(item, index, item_seed(description, index), configuration, versions(), {}))
                 new = _put_in_place(made, place, configuration, verify)
         except Exception as error:
@@ -307,32 +312,46 @@ def _indices(n: int, shard: tuple[int, int]) -> range:
     return range(shard[0], n, shard[1])
 
 
-def _prepared(description: Description, folder: Path, tasks: range, resume: bool) -> Path:
+def _prepared(description: Description, folder: Path, tasks: range, resume: bool, numbers: dict[str, int]) -> Path:
     """The folder, with a description in it and nothing left of earlier runs; errors before anything is changed."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: expected a folder for the dataset, got a file. Name another one.")
-    folder, text = folder.resolve(), description_text(description)
+    folder = folder.resolve()
     if not resume:
         _refuse_losses(description, folder, tasks)
     try:
         (folder / RUNS).mkdir(parents=True, exist_ok=True)
         with held(folder):  # shows that the folder can be written to
             sweep(folder)
-            path = folder / "dataset.yaml"
-            if path.is_file() and not _describes(path, description):
-                warnings.warn(
-                    f"{path}: was of another description. Its items are made anew as far as they are asked for; others "
-                    "stay as they are.",
-                    UserWarning,
-                    stacklevel=3,
-                )
-            if not path.is_file() or path.read_bytes() != text.encode():
-                write_text(path, text)
+            _introduce(description, folder, numbers)
     except OSError as error:
         raise type(error)(error.errno, f"{error.strerror}. Name another folder, or make room there", str(folder)) from (
             error
         )
     return folder
+
+
+def _introduce(description: Description, folder: Path, numbers: dict[str, int]) -> None:
+    """Write README, copick project and, last, the description. Of the project only one of another is replaced."""
+    path = folder / "dataset.yaml"
+    changed = path.is_file() and not _describes(path, description)
+    if changed:
+        warnings.warn(
+            f"{path}: was of another description. Its items are made anew as far as they are asked for; others "
+            "stay as they are.",
+            UserWarning,
+            stacklevel=4,
+        )
+    _write_new(folder / "README.md", readme_text(description, numbers, versions()))
+    asked = any("copick" in entry.needs for entry in explained(description))
+    if asked and (changed or not (folder / "copick.json").exists()):
+        write_copick_project(folder / "copick.json", description, numbers)
+    _write_new(path, description_text(description))
+
+
+def _write_new(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def _refuse_losses(description: Description, folder: Path, tasks: range) -> None:

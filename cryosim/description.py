@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple
@@ -40,22 +42,32 @@ NEW_DATASET = """\
 seed: 1
 specimen:
   molecules:
+    # one of the 24 subunits; `assembly: 1` makes the whole cage, with seconds more an item
     - structure: apoferritin
-      assembly: 1
-      copies: {integers: [1, 4]}
+      name: ferritin subunit
+      copies: {integers: [2, 12]}
     - structure: ubiquitin
-      copies: {integers: [1, 8]}
+      copies: {integers: [2, 12]}
+  membranes:
+    - shape: sphere
+      # [Å]
+      radius: {uniform: [90, 120]}
+      # between the sites that stand for lipids [Å]; null is finer and takes longer
+      spacing: 12
   # (x, y, z) [Å]
-  size: [700, 700, 280]
+  size: [700, 600, 300]
   ice:
     # [Å]
-    thickness: {normal: [340, 30], between: [300, 420]}
+    thickness: {normal: [340, 20], between: [300, 400]}
 tilts:
   # [deg]
   extent: 60
   step: 20
   # [e-/Å^2]
   total_dose: {uniform: [80, 140]}
+  # standard deviations about what the stage tells [deg] and [Å]
+  angle_error: 0.2
+  shift_error: {uniform: [0, 20]}
 optics:
   # underfocus [Å]
   defocus: {uniform: [20000, 50000]}
@@ -63,15 +75,18 @@ optics:
   amplitude_contrast: {uniform: [0.05, 0.1]}
 detector:
   # (y, x) [px]
-  shape: [96, 96]
+  shape: [60, 70]
   # [Å]
-  pixel_size: 8
-dataset:
-  # of the items, before their numbers
-  name: series
+  pixel_size: 10
+sampling:
+  # of a slice [Å]; enough for pixels of 10 Å
+  thickness: 40
 output:
   # beside the tilt series, its truth and its poses; the README of the dataset tells what each is
   files: [alignments, halves, clean, labels, tomogram, zarr, copick, specimen]
+dataset:
+  # of the items, before their numbers
+  name: series
 """
 """A small one: a few seconds an item."""
 
@@ -176,7 +191,11 @@ def item_name(description: Description, index: int) -> str:
 
 
 def item_seed(description: Description, index: int) -> int:
-    """Seed of item `index`: from the first 8 bytes of BLAKE2b of the description of the run, and of the index."""
+    """Seed of item `index`: a hash of the description of the run and of the index.
+
+    No two items share its lowest 32 bits (up to 4e9 items), the only ones that torch's generators on a CPU take: of
+    random ones, among 1e5 items, two would, with the same noise in both.
+    """
     return _hashed(description, index, b"")
 
 
@@ -200,6 +219,33 @@ def item_config(description: Description, index: int) -> RunConfig:
         raise ConfigError(f"{said} Drawn were {shown or 'no values'}.") from error
 
 
+def possible_configs(description: Description) -> Iterator[RunConfig]:
+    """Runs of which one has whatever an item may have: the ends of each distribution, all of each choice.
+
+    Their order is that of the places of the distributions, whatever the order of keys in a file.
+    """
+    own, template = description.distributions, description.template
+    groups: list[tuple[Place, ...]] = [(place,) for place in sorted(own, key=distribution.order)]
+    for place in sorted(own, key=distribution.order):
+        beside = (*place[:-1], "name")
+        if place[-1] == "structure" and beside in own:  # a name that may be null is the structure's
+            groups.append((place, beside))
+    for group in groups or [()]:
+        for corner in product(*(own[place].corners() for place in group)):
+            changes = dict(zip(group, corner, strict=True))
+            for others in _others(own):
+                with suppress(ValidationError):
+                    yield RunConfig.model_validate(distribution.replaced(template, others | changes))
+                    break
+
+
+def _others(distributions: dict[Place, Distribution]) -> Iterator[dict[Place, Any]]:
+    """Values to go with: the first of each distribution, or, where these do not go together, some draws."""
+    yield {place: drawn.corners()[0] for place, drawn in distributions.items()}
+    for k in range(TRIALS if distributions else 0):
+        yield distribution.drawn(distributions, torch.Generator().manual_seed(k))
+
+
 def configuration_hash(description: Description) -> str:
     """SHA-256 of all that decides what is in an item besides its index and the versions of the software."""
     content = [description.template, description.section.model_dump(mode="json"), description.sources]
@@ -213,9 +259,20 @@ def description_text(description: Description) -> str:
 
 
 def _hashed(description: Description, index: int, purpose: bytes) -> int:
-    content = _canonical(description.template) + b"\n%d" % index
-    digest = hashlib.blake2b(content, person=purpose).digest()
-    return int.from_bytes(digest[:8], "big") % 2**63  # what a seed may be
+    """31 bits of BLAKE2b of description and index, above 32 bits that are a permutation of the indices."""
+    content = _canonical(description.template)
+    high = hashlib.blake2b(content + b"\n%d" % index, digest_size=4, person=purpose).digest()
+    key = hashlib.blake2b(content, digest_size=8, person=purpose).digest()
+    low = _permuted(index ^ int.from_bytes(key[:4])) ^ int.from_bytes(key[4:])
+    return int.from_bytes(high) % 2**31 * 2**32 + low
+
+
+def _permuted(number: int) -> int:
+    """The lowest 32 bits well mixed: fmix32 of MurmurHash3 (Appleby 2011), whose steps can all be undone."""
+    x = number % 2**32
+    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+    return x ^ x >> 16
 
 
 def _canonical(value: Any) -> bytes:

@@ -245,10 +245,11 @@ def replaced(value: Any, changes: dict[Place, Any]) -> Any:
 
 def drawn(distributions: dict[Place, Distribution], generator: torch.Generator) -> dict[Place, Any]:
     """A value of each, drawn in the order of their places, so that the order of keys in a file does not matter."""
-    return {place: distributions[place].draw(generator) for place in sorted(distributions, key=_order)}
+    return {place: distributions[place].draw(generator) for place in sorted(distributions, key=order)}
 
 
-def _order(place: Place) -> list[tuple[bool, str, int]]:
+def order(place: Place) -> list[tuple[bool, str, int]]:
+    """To sort places by: keys by the alphabet, places in lists by their numbers."""
     return [(False, "", part) if isinstance(part, int) else (True, str(part), 0) for part in place]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from cryosim import config as configuration
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.simulate import projected_potential
 from cryosim.config import RunConfig
+from cryosim.core.fourier import number
 from cryosim.core.volume import Volume
 from cryosim.io.aretomo import write_aln
 from cryosim.io.copick import (
@@ -29,7 +31,8 @@ from cryosim.io.relion import write_relion
 from cryosim.io.specimen import write_specimen
 from cryosim.io.store import write_zarr
 from cryosim.io.warp import write_warp
-from cryosim.microscope.counting import thin
+from cryosim.microscope.counting import recorded_counts, thin
+from cryosim.microscope.gain import gain_corrected
 from cryosim.scene import PARTICLES, catalogue
 from cryosim.specimen.atoms import Poses
 from cryosim.specimen.labels import Labels, label_volumes
@@ -37,6 +40,28 @@ from cryosim.specimen.specimen import Specimen
 
 TOMOGRAM = "cryosim.tomogram"
 """Entry points that make a tomogram (z, y, x) of (series, thickness [Å], binning)."""
+
+
+ENDINGS = (
+    ".xf",
+    ".aln",
+    ".xml",
+    "_even.mrc",
+    "_odd.mrc",
+    "_noiseless.mrc",
+    "_projections.mrc",
+    "_instances.mrc",
+    "_instances.json",
+    "_semantic.mrc",
+    "_semantic.json",
+    "_tomogram.mrc",
+    "_truth.zarr",
+    "_tomogram.zarr",
+    "_instances.zarr",
+    "_semantic.zarr",
+    "_specimen.npz",
+)
+"""Of what may be written here, after the name of the run."""
 
 
 class Made(NamedTuple):
@@ -53,7 +78,9 @@ class Made(NamedTuple):
         Angles that the stage told [deg].
     truth : Volume
     means : list of tensor (y, x)
-        Expected counts of each exposure [e-/px]; empty where nobody asked for them.
+        Expected counts of each exposure, as `expected_counts` has them [e-/px]; empty where nobody asked for them.
+    numbers : dict of str to int
+        Of everything in masks, by name.
     """
 
     config: RunConfig
@@ -63,6 +90,7 @@ class Made(NamedTuple):
     nominal: torch.Tensor
     truth: Volume
     means: list[torch.Tensor]
+    numbers: dict[str, int]
 
     def path(self, ending: str) -> Path:
         """Of a file of this run."""
@@ -79,8 +107,33 @@ class Made(NamedTuple):
         return configuration.volume_grid(self.config)[1]
 
 
+def check_products(config: RunConfig, numbers: dict[str, int]) -> None:
+    """Whether all that a configuration asks for can be written, before anything is simulated.
+
+    Raises
+    ------
+    ValueError
+        When there is nothing that makes tomograms, two molecules have one name in a copick project, or a molecule has
+        no number.
+    """
+    without = [name for name in catalogue(config) if name not in numbers]
+    if without:
+        raise ValueError(f"numbers: expected one for everything in masks, got none for {', '.join(without)}.")
+    if "tomogram" in config.output.files:
+        _tomogram_maker()
+    if "copick" in config.output.files:
+        names: dict[str, str] = {}
+        for name in numbers:
+            other = names.setdefault(copick_name(name), name)
+            if other != name:
+                raise ValueError(
+                    f"specimen: expected names that differ in copick too, which has no spaces and underscores, got "
+                    f"{other!r} and {name!r}. Name one of them otherwise."
+                )
+
+
 def write_products(made: Made) -> list[Path]:
-    """Everything that the configuration asks for; returns the files and folders that were written.
+    """Everything that the configuration asks for, but the alignments; returns the files and folders written.
 
     Raises
     ------
@@ -93,7 +146,6 @@ def write_products(made: Made) -> list[Path]:
         labels = _semantic(made, label_volumes(made.specimen, made.volume_shape, made.voxel_size))
     tomogram = tomogram_of(made) if "tomogram" in asked else None
     writers: dict[str, Callable[[], list[Path]]] = {
-        "alignments": lambda: write_alignments(made),
         "halves": lambda: write_halves(made),
         "clean": lambda: write_clean(made),
         "labels": lambda: _write_labels(made, labels),
@@ -109,7 +161,10 @@ def write_products(made: Made) -> list[Path]:
 
 
 def write_alignments(made: Made) -> list[Path]:
-    """IMOD's .xf, .tlt and .rawtlt, AreTomo's .aln, RELION's tomograms.star and Warp's .xml: the true geometry."""
+    """IMOD's .xf, .tlt and .rawtlt, AreTomo's .aln, RELION's tomograms.star and Warp's .xml: the true geometry.
+
+    The .tlt of the true angles takes the place of the one that stands beside a series, of the nominal angles.
+    """
     series, config = made.series, made.config
     pixel, shape = float(series.pixel_size), config.detector.shape
     grid = {"volume_shape": made.volume_shape, "voxel_size": made.voxel_size}
@@ -126,23 +181,41 @@ def write_alignments(made: Made) -> list[Path]:
 
 
 def write_halves(made: Made) -> list[Path]:
-    """Two stacks whose electrons were dealt out at random: independent noise, and they sum to the series."""
+    """Two stacks whose electrons were dealt out at random: independent noise, and they sum to the series.
+
+    Warns
+    -----
+    UserWarning
+        When the camera misses electrons that arrive near to others, as then the noise is not independent.
+    """
+    if number(configuration.detector(made.config).coincidence_radius):
+        warnings.warn(
+            "output.files: the noise of the halves of a camera with coincidence is anticorrelated, see "
+            "cryosim.microscope.counting.thin. Set detector.coincidence_radius to 0, or write movies and take their "
+            "frames by turns.",
+            UserWarning,
+            stacklevel=2,
+        )
     generator = torch.Generator().manual_seed(made.config.seed ^ 0x4A1F)
     halves = thin(made.series.images, 0.5, generator=generator)
     return [_write_stack(made, f"_{name}.mrc", half) for name, half in zip(("even", "odd"), halves, strict=True)]
 
 
 def write_clean(made: Made) -> list[Path]:
-    """Expected counts, with the contrast transfer and without noise, and projected potential, without either."""
+    """The images that the camera would give without noise, and projected potential, without a lens either."""
     detector, sampling = configuration.detector(made.config), configuration.sampling(made.config)
     with torch.no_grad():
         projected = [
             projected_potential(made.specimen, made.series.tilts, detector, i, sampling=sampling)
             for i in range(len(made.series.tilts))
         ]
-    means = torch.stack(made.means).float()
+    tilts = made.series.tilts.replace(frames=1)
+    recorded = [
+        gain_corrected(recorded_counts(mean, detector, tilts.camera_frames(i, detector.frame_rate)), detector)
+        for i, mean in enumerate(made.means)
+    ]
     return [
-        _write_stack(made, "_noiseless.mrc", means),
+        _write_stack(made, "_noiseless.mrc", torch.stack(recorded).float()),
         _write_stack(made, "_projections.mrc", torch.stack(projected).float()),
     ]
 
@@ -162,14 +235,18 @@ def tomogram_of(made: Made) -> Volume:
     ValueError
         When there is none.
     """
+    depth = made.volume_shape[0] * made.voxel_size
+    return _tomogram_maker().load()(made.series, depth, made.config.output.binning)
+
+
+def _tomogram_maker() -> EntryPoint:
     offered = sorted(entry_points(group=TOMOGRAM), key=lambda point: point.name)
     if not offered:
         raise ValueError(
             "output.files: expected an installed package that makes tomograms, got none. Install the project as a "
             "whole (pip install .), or leave tomogram out."
         )
-    depth = made.volume_shape[0] * made.voxel_size
-    return offered[0].load()(made.series, depth, made.config.output.binning)
+    return offered[0]
 
 
 def _write_tomogram(made: Made, tomogram: Volume | None) -> list[Path]:
@@ -182,9 +259,8 @@ def _write_tomogram(made: Made, tomogram: Volume | None) -> list[Path]:
 
 
 def _semantic(made: Made, labels: Labels) -> Labels:
-    """The labels, with the numbers of the catalogue for what everything is."""
-    numbers = catalogue(made.config)
-    lookup = torch.tensor([0, *(numbers[name] for name in made.specimen.names)], dtype=torch.uint8)
+    """The labels, with the numbers of this run or dataset for what everything is."""
+    lookup = torch.tensor([0, *(made.numbers[name] for name in made.specimen.names)], dtype=torch.uint8)
     return labels._replace(semantic=lookup[labels.semantic.long()])
 
 
@@ -195,8 +271,11 @@ def _write_labels(made: Made, labels: Labels | None) -> list[Path]:
     if labels.table:
         write_label_table(files[1], [Label(row.instance, row.molecule, row.kind) for row in labels.table])
     write_labels(files[2], labels.semantic, made.voxel_size)
-    kinds = dict(zip(made.specimen.names, made.specimen.kinds, strict=True))
-    rows = [Label(number, name, kinds.get(name, "none here")) for name, number in catalogue(made.config).items()]
+    kinds: dict[str, list[str]] = {}
+    for name, kind in zip(made.specimen.names, made.specimen.kinds, strict=True):
+        kinds.setdefault(name, []).append(kind)
+    said = {name: " and ".join(dict.fromkeys(those)) for name, those in kinds.items()}  # one name may be of two kinds
+    rows = [Label(number, name, said.get(name, "none here")) for name, number in made.numbers.items()]
     write_label_table(files[3], rows)
     return [file for file in files if file.exists()]
 
@@ -235,15 +314,25 @@ def _write_specimen(made: Made) -> list[Path]:
 
 
 def particles(specimen: Specimen) -> dict[str, Poses]:
-    """Poses of the particles, by name."""
+    """Poses of the particles, by name. The subunits of a filament have its number, counted from 0."""
     found: dict[str, list[Poses]] = {}
     for poses, name, kind in zip(specimen.poses, specimen.names, specimen.kinds, strict=True):
         if kind in PARTICLES and len(poses.positions):
             found.setdefault(name, []).append(poses)
-    return {
-        name: Poses(torch.cat([p.rotations for p in parts]), torch.cat([p.positions for p in parts]))
-        for name, parts in found.items()
-    }
+    return {name: parts[0] if len(parts) == 1 else _joined(parts) for name, parts in found.items()}
+
+
+def _joined(parts: list[Poses]) -> Poses:
+    """Copies of several molecules; instances are counted on, and copies on their own are instances then."""
+    numbers: list[torch.Tensor] = []
+    begin = 0
+    for part in parts:
+        mine = torch.arange(len(part.positions)) if part.instances is None else part.instances
+        numbers.append(mine + begin)
+        begin = int(numbers[-1].max()) + 1
+    single = all(part.instances is None for part in parts)
+    rotations, positions = (torch.cat([getattr(part, name) for part in parts]) for name in ("rotations", "positions"))
+    return Poses(rotations, positions, None if single else torch.cat(numbers))
 
 
 def copick_objects(numbers: dict[str, int], particles: set[str]) -> list[CopickObject]:

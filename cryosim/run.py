@@ -32,8 +32,8 @@ from cryosim.io.star import write_poses
 from cryosim.microscope.detector import Detector
 from cryosim.microscope.events import Events
 from cryosim.microscope.gain import HOT
-from cryosim.products import Made, particles, write_products
-from cryosim.scene import build_specimen
+from cryosim.products import ENDINGS, Made, check_products, particles, write_alignments, write_products
+from cryosim.scene import build_specimen, catalogue
 from cryosim.specimen.potential_volume import potential_volume
 from cryosim.specimen.specimen import Specimen
 
@@ -60,7 +60,14 @@ class RunFiles(NamedTuple):
         return [*(path for path in self[:-1] if isinstance(path, Path)), *self.products]
 
 
-def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progress: Progress | None = None) -> RunFiles:
+def run(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    base: str | Path = ".",
+    numbers: dict[str, int] | None = None,
+    progress: Progress | None = None,
+) -> RunFiles:
     """Simulate the tilt series a configuration describes and write everything about it.
 
     Parameters
@@ -73,6 +80,8 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
         `config.output.files`. The same configuration gives the same bytes.
     base : str or path
         Folder that relative paths of structures start from.
+    numbers : dict of str to int, optional
+        Of everything in masks, by name, where several runs share them; `scene.catalogue` when left out.
     progress : callable, optional
         Called with (what, done, in all).
 
@@ -91,6 +100,8 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     """
     report = progress or (lambda what, done, total: None)
     folder = Path(folder)
+    numbers = catalogue(config) if numbers is None else numbers
+    check_products(config, numbers)
     generator = torch.Generator().manual_seed(config.seed)
     specimen = build_specimen(config, base, generator, report)
     _prepare(folder)
@@ -100,23 +111,56 @@ def run(config: RunConfig, folder: str | Path, *, base: str | Path = ".", progre
     movies = _Movies(config, folder, tilts, detector)
     try:
         with _single_threads() as workers:
-            series = simulate(
+            series = tilt_series(
+                config,
                 specimen,
-                tilts,
-                configuration.optics(config.optics),
-                detector,
-                generator=generator,
-                sampling=configuration.sampling(config),
+                generator,
                 movies=movies.write if movies.asked_for else None,
                 means=(lambda _, mean: means.append(mean)) if "clean" in config.output.files else None,
-                supersampling=EER_PARTS if config.output.movies == "eer" else None,
                 workers=workers,
                 progress=lambda done, total: report("simulating tilts", done, total),
             )
         report("writing files", 0, 1)
-        return _written(config, folder, specimen, detector, series, means, movies, report)
+        return _written(config, folder, specimen, detector, series, means, numbers, movies, report)
     finally:
         movies.close()
+
+
+def tilt_series(
+    config: RunConfig,
+    specimen: Specimen,
+    generator: torch.Generator,
+    *,
+    movies: Callable[[int, list[Events] | torch.Tensor], None] | None = None,
+    means: Callable[[int, torch.Tensor], None] | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> TiltSeries:
+    """Images of a specimen as a configuration has them taken; angles and shifts are the true ones.
+
+    Parameters
+    ----------
+    config : RunConfig
+    specimen : Specimen
+        That `scene.build_specimen` made of the configuration.
+    generator : torch.Generator
+        The one that the specimen was drawn from.
+    movies, means, workers, progress
+        As in `simulate`.
+    """
+    return simulate(
+        specimen,
+        configuration.true_tilts(config),
+        configuration.optics(config.optics),
+        configuration.detector(config),
+        generator=generator,
+        sampling=configuration.sampling(config),
+        movies=movies,
+        means=means,
+        supersampling=EER_PARTS if movies is not None and config.output.movies == "eer" else None,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _written(
@@ -126,10 +170,11 @@ def _written(
     detector: Detector,
     series: TiltSeries,
     means: list[torch.Tensor],
+    numbers: dict[str, int],
     movies: _Movies,
     report: Progress,
 ) -> RunFiles:
-    """Write everything but the frames of the movies, the stack last."""
+    """Write everything but the frames of the movies, the stack last; then the alignments, with a .tlt of their own."""
     gain, nominal, found = _gain(detector), configuration.tilt_scheme(config.tilts), particles(specimen)
     files = RunFiles(
         folder / f"{config.name}.mrc",
@@ -140,7 +185,6 @@ def _written(
         None if gain is None else folder / f"{config.name}_gain.mrc",
         None if specimen.motion is None else folder / f"{config.name}_motion.npz",
     )
-    _tell_of_others(files, folder, config.name)
     if files.gain is not None and gain is not None:
         write_gain(files.gain, gain, movies="eer" if config.output.movies == "none" else config.output.movies)
     if files.motion is not None and specimen.motion is not None:
@@ -156,16 +200,21 @@ def _written(
     if movies.asked_for:
         movies.put_in_place()
         series = series.replace(movies=tuple(movies.written))
+    made = Made(config, folder, specimen, series, nominal.angles, truth, means, numbers)
+    products = write_products(made)
     write_series(files.series, series.replace(tilts=nominal))
-    products = write_products(Made(config, folder, specimen, series, nominal.angles, truth, means))
+    if "alignments" in config.output.files:
+        products += write_alignments(made)
+    files = files._replace(products=tuple(products))
+    _tell_of_others(files, folder, config.name)
     report("writing files", 1, 1)
-    return files._replace(products=tuple(path for path in products if path not in files))
+    return files
 
 
 def _tell_of_others(files: RunFiles, folder: Path, name: str) -> None:
     """Warn of files that an earlier run of this name left and this one does not replace."""
-    left = [folder / f"{name}_{what}" for what in ("frames", "gain.mrc", "motion.npz")]
-    left = [path for path in left if path.exists() and path not in files]
+    left = [folder / f"{name}{ending}" for ending in ("_frames", "_gain.mrc", "_motion.npz", *ENDINGS)]
+    left = [path for path in left if path.exists() and path not in files.written()]
     if left:
         warnings.warn(
             f"{', '.join(map(str, left))}: of an earlier run, and not of this one. Remove what is not needed.",

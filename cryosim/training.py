@@ -3,6 +3,9 @@
 Both give pairs (volume, images) with a channel in front: (1, z, y, x) and (1, tilt, y, x), the images in the order of
 exposure. With `as_dict=True` they give {"x": volume, "y": images, "params": {"angles": (tilt,)}}, the form that
 deepinv's Trainer prefers; it updates its operator, such as an `inverse.TiltProjection`, with the angles of each item.
+
+Angles and shifts are those at which the images truly were taken, which is what an inversion needs. Where a description
+has errors of the stage (`tilts.angle_error`, `shift_error`), what the stage told stands in the .mdoc and .rawtlt.
 """
 
 from __future__ import annotations
@@ -12,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pydantic import ValidationError
 from torch.utils.data import Dataset
 
 from cryosim import config as configuration
 from cryosim.acquisition.series import TiltSeries
-from cryosim.acquisition.simulate import simulate
 from cryosim.config import RunConfig
 from cryosim.core.volume import Volume
 from cryosim.dataset import RUNS, complete_items
 from cryosim.description import Description, describe, item_config, read_description
-from cryosim.io.files import FormatError
-from cryosim.io.mrc import read_volume
-from cryosim.io.series import read_series
-from cryosim.run import true_volume
+from cryosim.io.files import FormatError, read_text
+from cryosim.io.mdoc import read_mdoc
+from cryosim.io.mrc import read_stack, read_volume
+from cryosim.run import tilt_series, true_volume
 from cryosim.scene import build_specimen
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -50,7 +54,8 @@ class TiltSeriesDataset(Dataset):
     Attributes
     ----------
     folders : tuple of Path
-        Of the items, in the order of their names.
+        Of the items, in the order of their names. An item is `volume(i)` and `series(i)`, the latter with tilts and
+        optics.
 
     Raises
     ------
@@ -91,9 +96,16 @@ class TiltSeriesDataset(Dataset):
         return read_volume(folder / f"{folder.name}_{self._names[0]}.mrc")
 
     def series(self, i: int) -> TiltSeries:
-        """The images of item `i` with what is known of them: tilts, doses, optics."""
+        """The images of item `i` with what is known of them: true angles and shifts, doses, optics."""
         folder, images = self.folders[i], self._names[1]
-        return read_series(folder / (f"{folder.name}.mrc" if images == "series" else f"{folder.name}_{images}.mrc"))
+        config = _parameters(folder / f"{folder.name}_parameters.yaml")
+        beside = read_mdoc(folder / f"{folder.name}.mrc.mdoc")  # holds for every stack of an item
+        stack = folder / (f"{folder.name}.mrc" if images == "series" else f"{folder.name}_{images}.mrc")
+        values, pixel_size = read_stack(stack, pixel_size=config.detector.pixel_size)
+        if len(values) != len(beside.sections):
+            raise FormatError(stack, "sections", f"{len(beside.sections)}, one for each tilt", f"{len(values)}")
+        tilts, optics = configuration.true_tilts(config), configuration.optics(config.optics)
+        return TiltSeries(values[beside.sections], pixel_size, tilts, optics, beside.movies)
 
 
 class SimulatedTiltSeries(Dataset):
@@ -152,15 +164,18 @@ def simulated(config: RunConfig, base: str | Path = ".") -> tuple[Volume, TiltSe
     """Potential [V] and images [e-/px] that `cryosim.run.run` would write, of a configuration without movies."""
     generator = torch.Generator().manual_seed(config.seed)
     specimen = build_specimen(config, base, generator)
-    series = simulate(
-        specimen,
-        configuration.true_tilts(config),
-        configuration.optics(config.optics),
-        configuration.detector(config),
-        generator=generator,
-        sampling=configuration.sampling(config),
-    )
+    series = tilt_series(config, specimen, generator)
     return true_volume(config, specimen), series
+
+
+def _parameters(path: Path) -> RunConfig:
+    """The run that made an item."""
+    try:
+        given = yaml.safe_load(read_text(path))
+        return RunConfig.model_validate({key: given[key] for key in RunConfig.model_fields})
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        advice = "Read the item with the version that made it, or make it again."
+        raise FormatError(path, "content", "the parameters of a run", f"{error}", advice) from error
 
 
 def _sample(volume: Volume, series: TiltSeries, as_dict: bool, transform: Transform | None) -> Any:

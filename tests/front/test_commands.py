@@ -328,8 +328,11 @@ def test_folders_may_have_any_name(name, simulated, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("size: [70, 70, 70]", "size: [20, 70, 70]"), "molecule 0 .* no free place in .*20.0, 70.0, 70.0"),
-        (("{structure: ubiquitin}", "{structure: ubiquitin, copies: 50}"), "of 50 of molecule 0 .* no free place"),
+        (
+            ("size: [70, 70, 70]", "size: [20, 70, 70]"),
+            "copy 1 of 1 of ubiquitin found no free place in .*20.0, 70.0, 70.0",
+        ),
+        (("{structure: ubiquitin}", "{structure: ubiquitin, copies: 50}"), "of 50 of ubiquitin found no free place"),
         (("structure: ubiquitin", "structure: none.pdb"), "none.pdb: file: expected an existing file"),
         (("structure: ubiquitin", "structure: run.yaml"), "run.yaml: suffix: expected one of .pdb"),
         (("{structure: ubiquitin}", "{structure: ubiquitin, assembly: 9}"), "assembly: expected .* got '9'"),

@@ -1,5 +1,6 @@
 """The description of a run: it comes back from its own text, and says what is wrong with any other."""
 
+import itertools
 import math
 import re
 import types
@@ -45,11 +46,22 @@ OTHER = RunConfig.model_validate(
             "size": [1e-3, 2.5e7, 100],
             "gap": 2,
             "ice": None,
+            "membranes": [
+                {
+                    "shape": "torus",
+                    "spacing": 9,
+                    "embedded": [{"axis": [1, -2, 3]}, {"structure": "2xyz.pdb", "copies": 0}],
+                },
+                {"amplitude": 0.1, "degree": 8},
+            ],
+            "filaments": [{"symmetry": "actin", "offset": 31.5, "persistence": None, "name": "F-actin 1.2"}],
+            "gold": {"copies": 3},
         },
         "tilts": {"scheme": "bidirectional", "extent": 0.3, "step": 0.1, "total_dose": 1e-7, "axis_angle": -83.25},
         "optics": {"defocus": -1.5e-5, "phase_shift": 90, "amplitude_contrast": 1, "voltage": 200},
         "detector": {"shape": [7, 9], "pixel_size": 0.1 + 0.2},
         "sampling": {"pixel_size": 1 / 3, "thickness": 2, "parametrization": "peng", "width": 6},
+        "output": {"files": ["zarr", "labels", "halves"], "binning": 2},
     }
 )
 
@@ -76,6 +88,20 @@ def test_the_text_comes_back(config, tmp_path):
     assert read_config(written(tmp_path, config_text(config))) == config
     assert read_config(written(tmp_path, yaml.safe_dump(config.model_dump(mode="json")))) == config
     assert config_text(read_config(written(tmp_path, config_text(config)))) == config_text(config)
+
+
+@pytest.mark.parametrize("section", ["membranes", "filaments"])
+def test_the_examples_in_the_text_are_descriptions(section):
+    """Where a list is empty, the comment below it shows an entry: without its marks it is the default of one."""
+    lines = config_text(RunConfig()).splitlines()
+    begin = lines.index(f"  {section}: []")
+    assert lines[begin + 1] == "  # for example:"
+    example = [
+        line.removeprefix("  # ") for line in itertools.takewhile(lambda x: x.startswith("  #"), lines[begin + 2 :])
+    ]
+    example = example[: next((i for i, line in enumerate(example) if not line.startswith(" ")), None)]
+    specimen = RunConfig.model_validate({"specimen": {section: yaml.safe_load("\n".join(example))}}).specimen
+    assert getattr(specimen, section) == [type(getattr(specimen, section)[0])()]
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
@@ -240,10 +266,11 @@ def test_every_field_is_described_with_its_unit(path, field):
 
 
 def test_every_field_and_every_unit_stands_in_the_text():
+    """In an example, where a list is empty."""
     text = config_text(RunConfig())
     for path, field in FIELDS:
         name = path.split(".")[-1]
-        assert re.search(rf"^\s*(- )?{name}:", text, re.MULTILINE)
+        assert re.search(rf"^[\s#]*(- )?{name}:", text, re.MULTILINE)
         assert field.description is None or f"# {field.description}" in text
 
 
@@ -271,17 +298,32 @@ def test_an_unknown_key_is_named_with_its_path(path, tmp_path):
     assert said == f"FILE: unknown key {'.'.join(map(str, path))}. `cryosim config new` shows every key there is."
 
 
-NUMBERS = [path for path, field in FIELDS if _holds_float(field.annotation) and path != "specimen.size"]
+NUMBERS = {path: field for path, field in FIELDS if _holds_float(field.annotation)}
+LISTS = {path for path, field in FIELDS if get_origin(field.annotation) is list}
+
+
+def _length(annotation: Any) -> int:
+    """Of a tuple; 0 for what is none."""
+    if get_origin(annotation) is Annotated:
+        return _length(get_args(annotation)[0])
+    return len(get_args(annotation)) if get_origin(annotation) is tuple else 0
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan", "inf", "1e999"])
-@pytest.mark.parametrize("path", [*NUMBERS, "specimen.size"])
+@pytest.mark.parametrize("path", NUMBERS)
 def test_numbers_are_finite(path, value, tmp_path):
+    """Wherever they stand: in a section, in the first section of a list, or among several."""
+    n = _length(NUMBERS[path].annotation)
+    text, key = f"[{', '.join(['100'] * (n - 1) + [value])}]" if n else value, ""
     *outer, name = path.split(".")
-    line = f"{name}: [100, {value}, 100]" if name == "size" else f"{name}: {value}"
-    text = "".join(f"{'  ' * i}{part}:\n" for i, part in enumerate(outer)) + "  " * len(outer) + line
+    for depth in range(len(outer), -1, -1):
+        text = f"{{{[*outer, name][depth]}: {text}}}"
+        if depth and ".".join(outer[:depth]) in LISTS:
+            text = f"[{text}]"
+    for depth, part in enumerate([*outer, name], 1):
+        key += f".{part}.0" if ".".join([*outer, name][:depth]) in LISTS else f".{part}"
     said = complaint(tmp_path, text)
-    assert said.startswith(f"FILE: {path}")
+    assert said.startswith(f"FILE: {key[1:]}")
     assert "\n" not in said
     assert re.search("nan|inf|1e999", said)
 
@@ -304,7 +346,15 @@ def test_numbers_are_finite(path, value, tmp_path):
         ("specimen: {molecules: ubiquitin}", "specimen.molecules", "'ubiquitin'"),
         ("specimen: {molecules: [ubiquitin]}", "specimen.molecules.0", "'ubiquitin'"),
         ("specimen: {molecules: [{structure: ''}]}", "specimen.molecules.0.structure", "''"),
-        ("specimen: {molecules: [{copies: 0}]}", "specimen.molecules.0.copies", "0"),
+        ("specimen: {molecules: [{copies: -1}]}", "specimen.molecules.0.copies", "-1"),
+        ("specimen: {molecules: [{name: a/b}]}", "specimen.molecules.0.name", "'a/b'"),
+        ("specimen: {membranes: [{shape: cube}]}", "specimen.membranes.0.shape", "'cube'"),
+        ("specimen: {membranes: [{embedded: [{axis: [0, 0, 0]}]}]}", "specimen.membranes.0.embedded.0.axis", "(0.0, 0"),
+        ("specimen: {filaments: [{}, {cyclic: 0}]}", "specimen.filaments.1.cyclic", "0"),
+        ("specimen: {gap: 1.9}", "specimen.gap", "1.9"),
+        ("specimen: {occupancy: 0.7}", "specimen.occupancy", "0.7"),
+        ("output: {files: [tiff]}", "output.files.0", "'tiff'"),
+        ("output: {files: [zarr, zarr]}", "output", "'zarr', 'zarr'"),
         ("specimen: {molecules: [{copies: 1}, {assembly: 0}]}", "specimen.molecules.1.assembly", "0"),
         ("specimen: {size: [100, 100]}", "specimen.size.2", "[100, 100]"),
         ("specimen: {size: [100, 100, 0]}", "specimen.size.2", "0"),

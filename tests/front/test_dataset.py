@@ -101,7 +101,7 @@ def test_no_file_tells_place_or_time(made, _made):
         assert b"/tmp" not in raw, name
         if not name.endswith(".mrc"):
             assert not any(b"%d-" % y in raw for y in range(year, year + 100)), name
-    assert {path.name for path in made.iterdir()} == {"ExperimentRuns", "dataset.yaml", ".lock"}
+    assert {path.name for path in made.iterdir()} == {"ExperimentRuns", "README.md", "dataset.yaml", ".lock"}
 
 
 def test_shards_and_single_machine_give_the_same_bytes(made, tmp_path):
@@ -206,26 +206,27 @@ def test_what_others_put_beside_the_files_of_an_item_stays(made):
 
 # ---- items that fail -----------------------------------------------------------------------------------------------
 
-CROWDED = TINY.replace("{structure: ubiquitin}", "{structure: ubiquitin, copies: {choice: [1, 40]}}")
+LACKING = TINY.replace("{structure: ubiquitin}", "{name: x, structure: {choice: [ubiquitin, lost.pdb]}}")
 
 
 def test_a_failed_item_is_listed_and_the_others_are_made(tmp_path):
-    (tmp_path / "run.yaml").write_text(CROWDED, encoding="utf-8")
-    description = describe(yaml.safe_load(CROWDED))
-    full = [i for i in range(6) if item_config(description, i).specimen.molecules[0].copies == 40]
-    assert 0 < len(full) < 6
+    (tmp_path / "run.yaml").write_text(LACKING, encoding="utf-8")
+    description = describe(yaml.safe_load(LACKING))
+    lost = [i for i in range(6) if item_config(description, i).specimen.molecules[0].structure == "lost.pdb"]
+    assert 0 < len(lost) < 6
     out = tmp_path / "out"
     result = command("dataset", tmp_path / "run.yaml", "-n", 6, "-o", out, "-w", 1)
     assert result.exit_code == 1 and result.stdout == "" and "Traceback" not in result.stderr
-    assert f"{6 - len(full)} made, 0 complete before, {len(full)} failed" in result.stderr
+    assert f"{6 - len(lost)} made, 0 complete before, {len(lost)} failed" in result.stderr
     listed = json.loads((out / "failed.json").read_text(encoding="utf-8"))
-    assert [entry["index"] for entry in listed] == full
-    assert all("no free place" in entry["error"] and str(tmp_path) not in entry["error"] for entry in listed)
-    assert all(f"failed: tiny_{i:06d}: " in result.stderr for i in full)
-    assert {item.name for item in complete_items(out)} == {f"tiny_{i:06d}" for i in range(6) if i not in full}
+    assert [entry["index"] for entry in listed] == lost
+    assert all("lost.pdb: file: expected an existing file" in entry["error"] for entry in listed)
+    assert all(str(out) not in entry["error"] for entry in listed)
+    assert all(f"failed: tiny_{i:06d}: " in result.stderr for i in lost)
+    assert {item.name for item in complete_items(out)} == {f"tiny_{i:06d}" for i in range(6) if i not in lost}
     assert not list(out.glob(".tiny*"))
     again = command("dataset", tmp_path / "run.yaml", "-n", 6, "-o", out, "-w", 1, "--resume", "--shard", "0/1")
-    assert again.exit_code == 1 and f"0 made, {6 - len(full)} complete before" in again.stderr
+    assert again.exit_code == 1 and f"0 made, {6 - len(lost)} complete before" in again.stderr
 
 
 def test_the_list_of_failures_goes_with_them(tmp_path, monkeypatch):
@@ -248,7 +249,7 @@ def test_a_new_dataset_is_printed_and_nothing_else(tmp_path):
         subprocess.run([sys.executable, "-c", code], stdout=stream, check=True, cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
     given = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
-    assert given["detector"]["shape"] == [96, 96] and "uniform" in given["optics"]["defocus"]
+    assert given["detector"]["shape"] == [60, 70] and "uniform" in given["optics"]["defocus"]
     assert command("config", "new", tmp_path / "other.yaml", "--dataset").stdout == f"{tmp_path / 'other.yaml'}\n"
     assert (tmp_path / "other.yaml").read_bytes() == (tmp_path / "run.yaml").read_bytes()
     assert yaml.safe_load(command("config", "new", "-").stdout)["seed"] == 1

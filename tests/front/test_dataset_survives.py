@@ -171,7 +171,7 @@ def test_a_full_disk_is_told_and_with_room_the_dataset_is_completed(small_disk, 
     assert content(small_disk / "out") == undisturbed[0]
 
 
-@pytest.mark.parametrize("strikes", [1, 2, 3, 8, 17, 22])
+@pytest.mark.parametrize("strikes", [1, 3, 4, 5, 10, 19, 24])
 def test_wherever_writing_fails_for_want_of_room_nothing_half_is_left(strikes, tmp_path, monkeypatch, undisturbed):
     true, count = os.fsync, [0]
 
@@ -187,7 +187,7 @@ def test_wherever_writing_fails_for_want_of_room_nothing_half_is_left(strikes, t
         assert len(summary.failed) == 1 and "No space left on device" in summary.failed[0].error
         assert summary.made + summary.untried == N - 1 and summary.made <= 2
     except OSError as error:
-        assert strikes <= 2 and "make room there" in str(error)  # the description itself
+        assert strikes <= 4 and "make room there" in str(error)  # README and description
     monkeypatch.undo()
     assert all(item in complete_items(tmp_path / "out") for item in (tmp_path / "out" / "ExperimentRuns").iterdir())
     make_dataset(DESCRIPTION, tmp_path / "out", N, resume=True, workers=1)
@@ -259,8 +259,8 @@ def test_who_comes_second_leaves_what_is_in_place(tmp_path, monkeypatch):
 def test_an_interrupt_leaves_whole_items_only(tmp_path, monkeypatch, undisturbed):
     true = cryosim.dataset.make_item
 
-    def interrupted(description, config, folder):
-        true(description, config, folder)
+    def interrupted(description, config, folder, numbers):
+        true(description, config, folder, numbers)
         if config.name.endswith("1"):
             raise KeyboardInterrupt
 

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,12 +15,14 @@ from scipy import stats
 from cryosim.config import ConfigError, RunConfig, read_config
 from cryosim.description import (
     NEW_DATASET,
+    _permuted,
     configuration_hash,
     describe,
     description_text,
     item_config,
     item_name,
     item_seed,
+    possible_configs,
     read_description,
 )
 from cryosim.distributions import declared, drawn
@@ -144,8 +147,6 @@ def test_seed_and_name_are_plain(key):
         ({"specimen": {"ice": {"thicknes": 1}}}, "specimen.ice.thicknes; did you mean thickness?"),
         ({"optics": {"zzz": 1}}, "unknown key optics.zzz. `cryosim config new`"),
         ({"dataset": {"nam": "x"}}, "unknown key dataset.nam; did you mean name?"),
-        ({"dataset": {"write": ["mcr"]}}, "dataset.write.0: Input should be 'mrc'"),
-        ({"dataset": {"write": ["mrc", "mrc"]}}, "dataset: write: expected each kind once"),
         ({"dataset": {"name": ".hidden"}}, "dataset.name"),
         ({"name": ".hidden"}, "name: expected a letter or digit first"),
         ({"name": "x" * 90}, "Give dataset.name"),
@@ -216,11 +217,11 @@ def test_the_new_description_is_valid_and_small(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         description = read_description(tmp_path / "run.yaml")
-    assert len(description.distributions) == 6
+    assert len(description.distributions) == 8
     for i in range(20):
         config = item_config(description, i)
         assert config.name == f"series_{i:06d}"
-        assert config.specimen.ice and 300 <= config.specimen.ice.thickness <= 420
+        assert config.specimen.ice and 300 <= config.specimen.ice.thickness <= 400
 
 
 def test_the_seed_of_an_item_is_the_hash_of_configuration_and_index():
@@ -231,8 +232,36 @@ def test_the_seed_of_an_item_is_the_hash_of_configuration_and_index():
     given["optics"] = {"defocus": {"uniform": [10000.0, 20000.0]}}
     given["detector"]["pixel_size"] = 4.0
     content = json.dumps(given, sort_keys=True, separators=(",", ":")).encode() + b"\n17"
-    expected = int.from_bytes(hashlib.blake2b(content).digest()[:8], "big") % 2**63
-    assert item_seed(description, 17) == item_config(description, 17).seed == expected
+    expected = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big") % 2**31
+    assert item_seed(description, 17) >> 32 == item_config(description, 17).seed >> 32 == expected
+
+
+def test_no_two_items_share_what_a_generator_takes_of_their_seeds():
+    """Of 1e6 random numbers of 32 bits 128 pairs would be equal."""
+    torch.testing.assert_close(_random(5), _random(5 + 2**40), rtol=0, atol=0)  # torch takes 32 bits
+    assert len(np.unique(_permuted(np.arange(2**20, dtype=np.uint64)))) == 2**20  # type: ignore[arg-type]
+    description = describe(changed())
+    lowest = {item_seed(description, i) % 2**32 for i in range(1000)}
+    other = describe(changed(seed=2))
+    assert len(lowest) == 1000 and not lowest & {item_seed(other, i) % 2**32 for i in range(100)}
+    assert 0.4 < np.mean([seed / 2**32 for seed in lowest]) < 0.6
+
+
+def _random(seed):
+    return torch.rand(9, generator=torch.Generator().manual_seed(seed))
+
+
+def test_possible_runs_have_every_choice_and_both_ends():
+    molecule = {"structure": {"choice": ["ubiquitin", "apoferritin"]}, "name": {"choice": [None, "mine"]}}
+    description = describe(changed(specimen={"molecules": [molecule]}, output={"movies": {"choice": ["none", "mrc"]}}))
+    possible = list(possible_configs(description))
+    assert {(c.specimen.molecules[0].structure, c.specimen.molecules[0].name) for c in possible} == {
+        (structure, name) for structure in ("ubiquitin", "apoferritin") for name in (None, "mine")
+    }
+    assert {c.output.movies for c in possible} == {"none", "mrc"}
+    assert {10000, 20000} < {c.optics.defocus for c in possible}
+    plain = describe({"seed": 3})
+    assert list(possible_configs(plain)) == [RunConfig(seed=3)]
 
 
 def test_what_is_written_otherwise_and_means_the_same_gives_the_same_items(tmp_path):

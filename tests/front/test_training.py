@@ -8,18 +8,19 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from cryosim.config import ConfigError, RunConfig
+from cryosim.config import ConfigError, RunConfig, true_tilts
 from cryosim.dataset import make_dataset
 from cryosim.description import describe, item_config
 from cryosim.io.files import FormatError
 from cryosim.io.mrc import write_volume
-from cryosim.io.series import write_series
+from cryosim.io.series import read_series, write_series
 from cryosim.training import SimulatedTiltSeries, TiltSeriesDataset
 
 TINY = """
 name: tiny
 specimen: {molecules: [{structure: ubiquitin}], size: [70, 70, 70], ice: {thickness: 120}}
-tilts: {extent: 20, step: 20, total_dose: 60}
+tilts: {extent: 20, step: 20, total_dose: 60, angle_error: 0.4, shift_error: 6}
+output: {files: [halves]}
 optics: {defocus: {uniform: [10000, 20000]}}
 detector: {shape: [30, 32], pixel_size: 4}
 sampling: {thickness: 30, width: 6}
@@ -44,13 +45,38 @@ def test_a_pair_is_the_truth_and_the_counts_in_order_of_exposure(folder):
     assert len(data) == N and [path.name for path in data.folders] == [f"tiny_{i:06d}" for i in range(N)]
     x, y, parameters = data[1].values()
     assert x.shape == (1, 30, 30, 32) and y.shape == (1, 3, 30, 32)
-    assert x.dtype == y.dtype == torch.float32 and parameters["angles"].tolist() == [0, 20, -20]
+    assert x.dtype == y.dtype == torch.float32
+    assert parameters["angles"].tolist() == pytest.approx([0, 20, -20], abs=2)
     assert float(x.max()) > 1  # [V]
     assert y.mean((0, 2, 3)).tolist() == pytest.approx([20 * 16] * 3, rel=0.1)  # [e-/px], less what the ice takes
     optics = data.series(1).optics
     assert optics and float(optics.defocus) == pytest.approx(item_config(DESCRIPTION, 1).optics.defocus)
-    assert data.volume(1).voxel_size == 4
+    assert data.volume(1).voxel_size == 4 and data.series(1).pixel_size == 4
     assert len(TiltSeriesDataset(folder)[0]) == 2
+
+
+def test_angles_and_shifts_are_the_true_ones(folder):
+    """The stage tells 0, 20, -20 and no shifts; a small error of the angles is in the images, and so in the dataset."""
+    read, made = TiltSeriesDataset(folder), SimulatedTiltSeries(DESCRIPTION, N)
+    for i, item in enumerate(read.folders):
+        told, tilts, true = read_series(item / f"{item.name}.mrc").tilts, read.series(i).tilts, true_tilts(made.config(i))
+        assert told.angles.tolist() == [0, 20, -20] and not told.shifts.any()
+        assert torch.equal(tilts.angles, true.angles) and torch.equal(tilts.shifts, true.shifts)
+        torch.testing.assert_close(tilts.doses, told.doses, rtol=1e-6, atol=0)
+        assert not torch.equal(tilts.angles, told.angles) and float(tilts.shifts.abs().max()) > 1
+
+
+def test_halves_are_in_the_same_order_and_sum_to_the_series(folder):
+    even, odd, both = (TiltSeriesDataset(folder, images=name)[0][1] for name in ("even", "odd", "series"))
+    assert torch.equal(even + odd, both) and not torch.equal(even, odd)
+
+
+def test_parameters_of_another_program_are_told(folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "own")
+    path = own / "ExperimentRuns" / "tiny_000000" / "tiny_000000_parameters.yaml"
+    path.write_text("x".ljust(path.stat().st_size))
+    with pytest.raises(FormatError, match=r"parameters.yaml: content: expected the parameters of a run"):
+        TiltSeriesDataset(own).series(0)
 
 
 def test_simulated_on_the_fly_is_what_the_files_hold(folder):
@@ -172,4 +198,5 @@ def test_deepinv_trains_on_it(kind, as_dict, folder, tmp_path):
     )
     trainer.train()
     assert torch.isfinite(model.gain) and model.gain.item() != pytest.approx(1e-3, rel=1e-6)
-    assert physics.angles.flatten().tolist() == [0, 20, -20]
+    last = data[len(data) - 1]["params"]["angles"].tolist() if as_dict else [0, 20, -20]
+    assert physics.angles.flatten().tolist() == pytest.approx(last, rel=1e-6)
