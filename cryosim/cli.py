@@ -101,6 +101,8 @@ def dataset(
         _tell_summary(summary)
     if summary.failed or summary.untried:
         raise typer.Exit(1)
+    if summary.made:
+        console.print("README.md in the folder tells what every file is.")
     typer.echo(output)
 
 

@@ -43,8 +43,10 @@ each of them imports it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -171,6 +173,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
         }
         opened.enter_context(dask.config.set({f"distributed.{key}": value for key, value in settings.items()}))
+        _ignore_semaphores_left()
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -181,6 +184,19 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             preload=[_DEAF],
         )
         yield opened.enter_context(Client(opened.enter_context(cluster)))
+
+
+def _ignore_semaphores_left() -> None:
+    """Have Python's resource tracker remove what ended workers leave, and not warn of it."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _connected(scheduler: str) -> Client:

@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 
 from cryosim.cluster import outcomes
 from cryosim.config import RunConfig
-from cryosim.dataset_readme import explained, numbers_for, readme_text, write_copick_project
+from cryosim.dataset_readme import Inventory, inventory, readme_text, write_copick_project
 from cryosim.description import (
     Description,
     configuration_hash,
@@ -165,15 +165,16 @@ def make_dataset(
     Raises
     ------
     ValueError
-        For a number or shard that is none.
+        For a number or shard that is none, and when an item that the description may give cannot be made: a structure
+        file is missing, or two things have one name.
     FileExistsError
         Without `resume`, when one of the items, or another dataset, is there already. Nothing is touched.
     OSError
         When the folder cannot be written to: before anything is simulated.
     """
-    tasks, numbers = _indices(n, shard), numbers_for(description)
-    folder = _prepared(description, Path(folder), tasks, resume, numbers)
-    make = functools.partial(complete_item, description, folder, verify, numbers)
+    tasks, holdings = _indices(n, shard), inventory(description)
+    folder = _prepared(description, Path(folder), tasks, resume, holdings)
+    make = functools.partial(complete_item, description, folder, verify, holdings.numbers)
     found: list[Outcome] = []
     report = progress or (lambda what, done, total: None)
     report("items", 0, len(tasks))
@@ -312,7 +313,7 @@ def _indices(n: int, shard: tuple[int, int]) -> range:
     return range(shard[0], n, shard[1])
 
 
-def _prepared(description: Description, folder: Path, tasks: range, resume: bool, numbers: dict[str, int]) -> Path:
+def _prepared(description: Description, folder: Path, tasks: range, resume: bool, holdings: Inventory) -> Path:
     """The folder, with a description in it and nothing left of earlier runs; errors before anything is changed."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: expected a folder for the dataset, got a file. Name another one.")
@@ -323,7 +324,7 @@ def _prepared(description: Description, folder: Path, tasks: range, resume: bool
         (folder / RUNS).mkdir(parents=True, exist_ok=True)
         with held(folder):  # shows that the folder can be written to
             sweep(folder)
-            _introduce(description, folder, numbers)
+            _introduce(description, folder, holdings)
     except OSError as error:
         raise type(error)(error.errno, f"{error.strerror}. Name another folder, or make room there", str(folder)) from (
             error
@@ -331,7 +332,7 @@ def _prepared(description: Description, folder: Path, tasks: range, resume: bool
     return folder
 
 
-def _introduce(description: Description, folder: Path, numbers: dict[str, int]) -> None:
+def _introduce(description: Description, folder: Path, holdings: Inventory) -> None:
     """Write README, copick project and, last, the description. Of the project only one of another is replaced."""
     path = folder / "dataset.yaml"
     changed = path.is_file() and not _describes(path, description)
@@ -342,10 +343,9 @@ def _introduce(description: Description, folder: Path, numbers: dict[str, int]) 
             UserWarning,
             stacklevel=4,
         )
-    _write_new(folder / "README.md", readme_text(description, numbers, versions()))
-    asked = any("copick" in entry.needs for entry in explained(description))
-    if asked and (changed or not (folder / "copick.json").exists()):
-        write_copick_project(folder / "copick.json", description, numbers)
+    _write_new(folder / "README.md", readme_text(description, holdings, versions()))
+    if "copick" in holdings.kinds and (changed or not (folder / "copick.json").exists()):
+        write_copick_project(folder / "copick.json", description, holdings.numbers)
     _write_new(path, description_text(description))
 
 

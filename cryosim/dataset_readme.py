@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cryosim.config import RunConfig
 from cryosim.description import Description, item_name, name, possible_configs
 from cryosim.io.copick import copick_name, write_copick_config
+from cryosim.io.files import existing_file
 from cryosim.products import check_products, copick_objects
-from cryosim.scene import MATTER, catalogue
+from cryosim.scene import MATTER, catalogue, structure_files
 
 
 class Entry(NamedTuple):
@@ -177,15 +178,48 @@ _CONVENTIONS = (
 )
 
 
-def numbers_for(description: Description) -> dict[str, int]:
-    """Number in the masks of a dataset of everything that any of its items may hold, by name.
+class Inventory(NamedTuple):
+    """What the items of a dataset may hold.
+
+    Attributes
+    ----------
+    entries : list of Entry
+        Files.
+    numbers : dict of str to int
+        Of everything in masks, by name.
+    """
+
+    entries: list[Entry]
+    numbers: dict[str, int]
+
+    @property
+    def kinds(self) -> set[str]:
+        """All that the entries need."""
+        return {kind for entry in self.entries for kind in entry.needs}
+
+
+def inventory(description: Description) -> Inventory:
+    """What the items may hold, if every run that the description may give can be made.
 
     Raises
     ------
+    cryosim.io.FormatError
+        When a structure file is missing or empty.
     ValueError
-        As `catalogue` and `check_products`, of any run that the description may give.
+        As `catalogue` and `check_products`.
     """
     possible = list(possible_configs(description))
+    for path in dict.fromkeys(file for config in possible for file in structure_files(config, description.base)):
+        existing_file(path)
+    numbers = _numbers(possible)
+    for config in possible:
+        check_products(config, numbers)
+    asked = [_asked(config) for config in possible]
+    return Inventory([entry for entry in ENTRIES if any(entry.needs <= kinds for kinds in asked)], numbers)
+
+
+def _numbers(possible: list[RunConfig]) -> dict[str, int]:
+    """Number of every name, the same for all items."""
     names = dict.fromkeys(name for config in possible for name in catalogue(config))
     numbers = {name: number for number, name in enumerate(names, 1)}
     if len(numbers) > 255:
@@ -193,15 +227,7 @@ def numbers_for(description: Description) -> dict[str, int]:
             f"specimen: expected at most {255 - len(MATTER)} names of molecules in all items together, got "
             f"{len(numbers) - len(MATTER)}. Give some of them one name."
         )
-    for config in possible:
-        check_products(config, numbers)
     return numbers
-
-
-def explained(description: Description) -> list[Entry]:
-    """Files that an item of the dataset may have."""
-    asked = [_asked(config) for config in possible_configs(description)]
-    return [entry for entry in ENTRIES if any(entry.needs <= kinds for kinds in asked)]
 
 
 def write_copick_project(path: Path, description: Description, numbers: dict[str, int]) -> None:
@@ -217,11 +243,9 @@ def write_copick_project(path: Path, description: Description, numbers: dict[str
     )
 
 
-def readme_text(description: Description, numbers: dict[str, int], versions: dict[str, str]) -> str:
+def readme_text(description: Description, inventory: Inventory, versions: dict[str, str]) -> str:
     """README of a dataset, in Markdown; it tells no times, and the same description gives the same text."""
-    entries = explained(description)
-    kinds = {kind for entry in entries for kind in entry.needs}
-    item = item_name(description, 0)
+    (entries, numbers), kinds, item = inventory, inventory.kinds, item_name(description, 0)
     parts = [
         f"# {name(description)}: simulated cryo-electron tilt series",
         f"Simulated by cryosim {versions['cryosim']} from dataset.yaml. Every tilt series is an item: a folder in "
@@ -280,7 +304,8 @@ series = data.series(0)  # with the true angles and shifts, doses, optics
     if "alignments" in kinds:
         parts.append(
             "IMOD, AreTomo, RELION 5 and Warp read an item's own files (above), each started in the item's folder. "
-            "tomograms.star names its files from there."
+            "(The files follow their sources and documentation and are read back by cryoet-alignment and starfile; "
+            "the four programs themselves were not run.)"
         )
     if "copick" in kinds:
         parts += [

@@ -172,9 +172,17 @@ def _stem(structure: str) -> str:
     return Path(structure).name.split(".")[0]
 
 
+def structure_files(config: RunConfig, base: str | Path) -> list[Path]:
+    """Files that a configuration is made of."""
+    return [_file(part.structure, base) for part in _from_structures(config.specimen)]
+
+
 def _structure(name: str, assembly: int | None, base: str | Path) -> Atoms:
-    path = example_path(name) if name in ("apoferritin", "ubiquitin") else Path(base) / name
-    return read_atoms(path, assembly=assembly)
+    return read_atoms(_file(name, base), assembly=assembly)
+
+
+def _file(name: str, base: str | Path) -> Path:
+    return example_path(name) if name in ("apoferritin", "ubiquitin") else Path(base) / name
 
 
 def _interface(section: InterfaceSection) -> Interface | None:

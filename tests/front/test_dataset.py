@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import cryosim.dataset
 from cryosim.cli import app
-from cryosim.config import RunConfig
+from cryosim.config import ConfigError, RunConfig
 from cryosim.dataset import complete_items, is_complete, make_dataset, read_done, shard_of
 from cryosim.description import describe, item_config
 from cryosim.io.files import FormatError
@@ -206,13 +206,14 @@ def test_what_others_put_beside_the_files_of_an_item_stays(made):
 
 # ---- items that fail -----------------------------------------------------------------------------------------------
 
-LACKING = TINY.replace("{structure: ubiquitin}", "{name: x, structure: {choice: [ubiquitin, lost.pdb]}}")
+UNKNOWN = TINY.replace("optics: {", "optics: {voltage: {choice: [300, 400]}, ")  # its damage was measured for one only
 
 
 def test_a_failed_item_is_listed_and_the_others_are_made(tmp_path):
-    (tmp_path / "run.yaml").write_text(LACKING, encoding="utf-8")
-    description = describe(yaml.safe_load(LACKING))
-    lost = [i for i in range(6) if item_config(description, i).specimen.molecules[0].structure == "lost.pdb"]
+    (tmp_path / "run.yaml").write_text(UNKNOWN, encoding="utf-8")
+    with pytest.warns(UserWarning, match="break a rule between keys"):
+        description = describe(yaml.safe_load(UNKNOWN))
+    lost = [i for i in range(6) if not _goes_together(description, i)]
     assert 0 < len(lost) < 6
     out = tmp_path / "out"
     result = command("dataset", tmp_path / "run.yaml", "-n", 6, "-o", out, "-w", 1)
@@ -220,13 +221,21 @@ def test_a_failed_item_is_listed_and_the_others_are_made(tmp_path):
     assert f"{6 - len(lost)} made, 0 complete before, {len(lost)} failed" in result.stderr
     listed = json.loads((out / "failed.json").read_text(encoding="utf-8"))
     assert [entry["index"] for entry in listed] == lost
-    assert all("lost.pdb: file: expected an existing file" in entry["error"] for entry in listed)
+    assert all("Drawn were optics.defocus" in entry["error"] for entry in listed)
+    assert all("expected optics.voltage between 100 and 300 kV" in entry["error"] for entry in listed)
     assert all(str(out) not in entry["error"] for entry in listed)
     assert all(f"failed: tiny_{i:06d}: " in result.stderr for i in lost)
     assert {item.name for item in complete_items(out)} == {f"tiny_{i:06d}" for i in range(6) if i not in lost}
     assert not list(out.glob(".tiny*"))
     again = command("dataset", tmp_path / "run.yaml", "-n", 6, "-o", out, "-w", 1, "--resume", "--shard", "0/1")
     assert again.exit_code == 1 and f"0 made, {6 - len(lost)} complete before" in again.stderr
+
+
+def _goes_together(description, index):
+    try:
+        return bool(item_config(description, index))
+    except ConfigError:
+        return False
 
 
 def test_the_list_of_failures_goes_with_them(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The README of a dataset explains every file and none that is not there; numbers and copick objects are for all items."""
+"""The README of a dataset explains every file, and none that is not there; masks have the same numbers in all items."""
 
 import fnmatch
 import json
@@ -11,8 +11,9 @@ import yaml
 import cryosim.dataset
 from cryosim.config import ConfigError
 from cryosim.dataset import complete_items, make_dataset
-from cryosim.dataset_readme import ENTRIES, explained, numbers_for
+from cryosim.dataset_readme import ENTRIES, inventory
 from cryosim.description import describe
+from cryosim.io.files import FormatError
 from cryosim.scene import MATTER
 
 BASE = {
@@ -103,7 +104,7 @@ def test_only_what_is_asked_for_is_told(plain):
     text = (plain / "README.md").read_text(encoding="utf-8")
     assert not re.search("copick|IMOD|AreTomo|Warp|masks|even|gain_|zarr", text)
     drawn = described(output={"files": {"choice": [["halves"], ["zarr", "labels"], ["tomogram"]]}})
-    patterns = {entry.pattern for entry in explained(drawn)}
+    patterns = {entry.pattern for entry in inventory(drawn).entries}
     assert {"ITEM_even.mrc", "ITEM_truth.zarr/", "ITEM_semantic.zarr/", "ITEM_tomogram.mrc"} < patterns
     assert "ITEM_tomogram.zarr/" not in patterns  # no item has both
 
@@ -137,7 +138,7 @@ def test_the_same_description_gives_the_same_text_without_place_and_time(whole, 
 
 def test_numbers_are_the_same_in_all_items_whichever_structure_they_have(whole):
     expected = {name: number for number, name in enumerate([*MATTER, "ubiquitin", "apoferritin"], 1)}
-    assert numbers_for(WHOLE) == expected
+    assert inventory(WHOLE).numbers == expected
     held = set()
     for item in complete_items(whole):
         rows = json.loads((item / f"{item.name}_semantic.json").read_text(encoding="utf-8"))
@@ -152,11 +153,16 @@ def test_numbers_are_the_same_in_all_items_whichever_structure_they_have(whole):
         assert f"| {number} | {name} | {name.replace(' ', '-')} |" in text
 
 
-def test_choices_of_whole_sections_are_in_the_numbers():
+def test_choices_of_whole_sections_are_in_the_numbers(tmp_path):
     guest = {"shape": "sphere", "radius": 60, "embedded": [{"structure": {"choice": ["a.pdb", "b.cif.gz"]}}]}
     fibres = {"choice": [[], [{"structure": "c.pdb", "offset": 20, "name": "fibre"}]]}
-    numbers = numbers_for(described(specimen={"membranes": [guest], "filaments": fibres}))
-    assert list(numbers)[len(MATTER) :] == ["apoferritin", "ubiquitin", "a", "fibre", "b"]
+    description = describe({"specimen": {"membranes": [guest], "filaments": fibres}}, tmp_path)
+    for name in ("a.pdb", "c.pdb", "b.cif.gz"):
+        with pytest.raises(FormatError, match=f"{name}: file: expected an existing file"):
+            make_dataset(description, tmp_path / "out", 1, workers=1)
+        (tmp_path / name).write_text("not looked at yet")
+    assert list(inventory(description).numbers)[len(MATTER) :] == ["apoferritin", "ubiquitin", "a", "fibre", "b"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,11 @@ def _survives(folder: Path, kills: int, undisturbed, seed: int) -> None:
     assert content(folder) == expected
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
-def test_after_twenty_kills_the_dataset_is_bit_for_bit_the_undisturbed_one(seed, tmp_path, undisturbed):
-    _survives(tmp_path, 20, undisturbed, seed)
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(6, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in range(2, 7))]
+)
+def test_after_kills_at_random_the_dataset_is_bit_for_bit_the_undisturbed_one(kills, seed, tmp_path, undisturbed):
+    _survives(tmp_path, kills, undisturbed, seed)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_a_full_disk_is_told_and_with_room_the_dataset_is_completed(small_disk, 
     assert content(small_disk / "out") == undisturbed[0]
 
 
-@pytest.mark.parametrize("strikes", [1, 3, 4, 5, 10, 19, 24])
+@pytest.mark.parametrize("strikes", [1, 4, 5, 10, 24])
 def test_wherever_writing_fails_for_want_of_room_nothing_half_is_left(strikes, tmp_path, monkeypatch, undisturbed):
     true, count = os.fsync, [0]
 

@@ -59,7 +59,11 @@ def test_angles_and_shifts_are_the_true_ones(folder):
     """The stage tells 0, 20, -20 and no shifts; a small error of the angles is in the images, and so in the dataset."""
     read, made = TiltSeriesDataset(folder), SimulatedTiltSeries(DESCRIPTION, N)
     for i, item in enumerate(read.folders):
-        told, tilts, true = read_series(item / f"{item.name}.mrc").tilts, read.series(i).tilts, true_tilts(made.config(i))
+        told, tilts, true = (
+            read_series(item / f"{item.name}.mrc").tilts,
+            read.series(i).tilts,
+            true_tilts(made.config(i)),
+        )
         assert told.angles.tolist() == [0, 20, -20] and not told.shifts.any()
         assert torch.equal(tilts.angles, true.angles) and torch.equal(tilts.shifts, true.shifts)
         torch.testing.assert_close(tilts.doses, told.doses, rtol=1e-6, atol=0)

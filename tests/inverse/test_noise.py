@@ -294,7 +294,7 @@ def test_proximal_gradient_and_primal_dual_find_the_same_minimum(generator):
 
 @pytest.mark.parametrize("name", ["poisson", "binary", "coincidence"])
 def test_backtracking_turns_back_at_the_wall(name, generator):
-    noise, fidelity = model(name)
+    noise, fidelity = model(name, rng=generator)
     physics, truth = operator(noise_model=noise), volume(generator)
     y, start = physics(truth), torch.zeros_like(truth)
     common = {"data_fidelity": fidelity, "prior": deepinv.optim.Tikhonov(), "stepsize": 3.0, "max_iter": 30}
