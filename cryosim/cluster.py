@@ -147,7 +147,7 @@ def _at_once(client: Client, function: Callable[[T], R], tasks: Sequence[T]) -> 
     futures = client.map(function, tasks, pure=False)
     which = {future.key: task for future, task in zip(futures, tasks, strict=True)}
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             if future.status == "finished":
                 yield which[future.key], future.result()
             else:
@@ -183,7 +183,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             silence_logs=logging.CRITICAL,
             preload=[_DEAF],
         )
-        yield opened.enter_context(Client(opened.enter_context(cluster)))
+        yield opened.enter_context(Client(opened.enter_context(cluster), set_as_default=False))
 
 
 def _ignore_semaphores_left() -> None:
@@ -203,7 +203,7 @@ def _connected(scheduler: str) -> Client:
     from distributed import Client
 
     try:
-        return Client(scheduler, timeout=PATIENCE)
+        return Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConnectionError(
             f"{scheduler}: expected the address of a running Dask scheduler, such as tcp://10.0.0.1:8786, got {error}."

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cryosim import distributions as distribution
 from cryosim.config import ConfigError, RunConfig, explain, read_yaml
+from cryosim.core.permutation import permuted
 from cryosim.distributions import Distribution, Place
 
 LONGEST_NAME = 80
@@ -263,16 +264,8 @@ def _hashed(description: Description, index: int, purpose: bytes) -> int:
     content = _canonical(description.template)
     high = hashlib.blake2b(content + b"\n%d" % index, digest_size=4, person=purpose).digest()
     key = hashlib.blake2b(content, digest_size=8, person=purpose).digest()
-    low = _permuted(index ^ int.from_bytes(key[:4])) ^ int.from_bytes(key[4:])
+    low = permuted(index ^ int.from_bytes(key[:4])) ^ int.from_bytes(key[4:])
     return int.from_bytes(high) % 2**31 * 2**32 + low
-
-
-def _permuted(number: int) -> int:
-    """The lowest 32 bits well mixed: fmix32 of MurmurHash3 (Appleby 2011), whose steps can all be undone."""
-    x = number % 2**32
-    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
-    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
-    return x ^ x >> 16
 
 
 def _canonical(value: Any) -> bytes:

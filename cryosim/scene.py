@@ -20,7 +20,7 @@ from cryosim.core.fourier import number
 from cryosim.core.rotation import random_rotations, rotation_y, rotation_z
 from cryosim.io.examples import example_path
 from cryosim.io.structure import read_atoms
-from cryosim.specimen.atoms import Atoms, Poses
+from cryosim.specimen.atoms import Atoms, Poses, unmoved
 from cryosim.specimen.crowding import Interface, Species, crowd
 from cryosim.specimen.filaments import ACTIN, MICROTUBULE_PERSISTENCE, Helix, helix, microtubule, place_filaments
 from cryosim.specimen.ice import Ice, Relief
@@ -191,10 +191,6 @@ def _interface(section: InterfaceSection) -> Interface | None:
     return Interface(section.fraction, section.side, section.depth, section.axis, section.spread)
 
 
-def _here() -> Poses:
-    return Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
-
-
 def _film(section: SpecimenSection, ice: Ice | None, generator: torch.Generator) -> list[Thing]:
     carbon = section.carbon
     if not carbon.thickness:
@@ -213,7 +209,7 @@ def _film(section: SpecimenSection, ice: Ice | None, generator: torch.Generator)
         z=carbon.height,
         generator=generator,
     )
-    return [Thing(atoms, _here(), "carbon film", "carbon")]
+    return [Thing(atoms, unmoved(), "carbon film", "carbon")]
 
 
 def _beads(
@@ -237,11 +233,11 @@ def _settled(section: SpecimenSection, ice: Ice | None, generator: torch.Generat
         atoms = platinum_layer(field, layer, z=layer / 2, grain=section.lamella.grain, generator=generator)
         lifted = atoms.positions.clone()
         lifted[:, 2] += surface_height(ice, lifted, 1.0)
-        things.append(Thing(atoms.replace(positions=lifted), _here(), "platinum", "platinum"))
+        things.append(Thing(atoms.replace(positions=lifted), unmoved(), "platinum", "platinum"))
     if section.contamination.crystals:
         count, radii = section.contamination.crystals, section.contamination.radii
         crystals = ice_crystals(count, radii, field, _covered(ice, layer), generator=generator)
-        things.append(Thing(crystals, _here(), "ice crystals", "ice"))
+        things.append(Thing(crystals, unmoved(), "ice crystals", "ice"))
     return things
 
 

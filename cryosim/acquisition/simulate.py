@@ -17,7 +17,7 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import wavelength
 from cryosim.core.fourier import BAND, SamplingWarning, fast_length, number
 from cryosim.core.record import Record, static
-from cryosim.core.slices import column
+from cryosim.core.slices import SliceSource, column
 from cryosim.microscope.counting import recorded_counts, sample_counts, sample_events
 from cryosim.microscope.detector import Detector, detect, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
@@ -25,7 +25,8 @@ from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.gain import gain_corrected
 from cryosim.microscope.optics import Optics, check_per_tilt, displacement
-from cryosim.microscope.scattering import SliceSource, multislice
+from cryosim.microscope.scattering import multislice
+from cryosim.specimen.ice import ImmersedSlices
 from cryosim.specimen.moment import Moment
 from cryosim.specimen.motion import Motion
 from cryosim.specimen.portions import Copies
@@ -179,21 +180,7 @@ def expected_frames(
         )
 
     def expected(moments: Sequence[Moment]) -> torch.Tensor:
-        slices = tilted_slices(
-            specimen,
-            tilts.angles[which],
-            sampling.shape,
-            sampling.pixel_size,
-            sampling.thickness,
-            axis_angle=tilts.axis_angle,
-            shift=tilts.shifts[which],
-            parametrization=sampling.parametrization,
-            width=sampling.width,
-            dtype=sampling.dtype,
-            copies=sampling.copies,
-            voltage=mine.voltage,
-            moment=moments,
-        )
+        slices = _seen(specimen, tilts, which, sampling, voltage=mine.voltage, moment=moments)
         how: dict[str, Any] = {"scattering": scattering, "losses": losses, "supersampling": supersampling}
         seen = expected_counts(slices, mine, detector, dose=moments[0].during, **how)
         return seen.expand(len(moments), *seen.shape[-2:])  # also where no atom is in sight, and nothing fades
@@ -240,8 +227,15 @@ def projected_potential(
         Exposure.
     sampling : Sampling
     """
-    slices = tilted_slices(
-        specimen.replace(absorption=None, damage=None, motion=None),
+    fresh = specimen.replace(absorption=None, damage=None, motion=None)
+    slices = _seen(fresh, tilts, which, sampling)
+    return detect(column(slices.atoms), sampling.pixel_size, Detector(detector.shape, detector.pixel_size))
+
+
+def _seen(specimen: Specimen, tilts: TiltScheme, which: int, sampling: Sampling, **more: Any) -> ImmersedSlices:
+    """Slices of exposure `which`, with what more `tilted_slices` is to know."""
+    return tilted_slices(
+        specimen,
         tilts.angles[which],
         sampling.shape,
         sampling.pixel_size,
@@ -252,8 +246,8 @@ def projected_potential(
         width=sampling.width,
         dtype=sampling.dtype,
         copies=sampling.copies,
+        **more,
     )
-    return detect(column(slices.atoms), sampling.pixel_size, Detector(detector.shape, detector.pixel_size))
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[int], torch.Tensor], n: int, most: int) -> Iterator[torch.Tensor]:

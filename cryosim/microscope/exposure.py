@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 
+from cryosim.core.slices import SliceSource
 from cryosim.microscope.detector import Detector, detect, quantum_efficiency
 from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum, energy_filtered_image
 from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics, is_zero, per_image
-from cryosim.microscope.scattering import SliceSource, absorbed_depth, multislice
+from cryosim.microscope.scattering import absorbed_depth, multislice
 
 
 def expected_counts(

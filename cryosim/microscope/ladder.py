@@ -35,8 +35,9 @@ import torch
 from cryosim.core.constants import wavelength
 from cryosim.core.fourier import band_limit, number, squared_frequencies
 from cryosim.core.record import Record, item
+from cryosim.core.slices import SliceSource
 from cryosim.microscope.optics import Optics
-from cryosim.microscope.scattering import Flight, SliceSource, born_field, multislice, once_scattered, projection
+from cryosim.microscope.scattering import Flight, born_field, multislice, once_scattered, projection
 
 Scalar = TypeVar("Scalar", float, torch.Tensor)
 Step = Literal["projection", "ewald", "rytov", "multislice"]

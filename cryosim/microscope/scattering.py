@@ -40,8 +40,7 @@ from cryosim.core.constants import interaction_constant, wavelength
 from cryosim.core.fourier import BAND, SamplingWarning, frequencies, number
 from cryosim.core.fourier import band_limit as circular_band_limit
 from cryosim.core.record import hidden
-from cryosim.core.slices import SliceSource as SliceSource
-from cryosim.core.slices import column, in_order, summed
+from cryosim.core.slices import SliceSource, column, in_order, summed
 from cryosim.microscope.backward import Step, constant_memory_multislice
 from cryosim.microscope.optics import Optics, is_zero, per_image, tilt_of
 

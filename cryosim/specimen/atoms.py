@@ -124,6 +124,13 @@ class Poses(Record):
                 raise ValueError(f"Poses.{name}: expected finite numbers, got NaN or infinity.")
 
 
+def unmoved(device: torch.device | None = None) -> Poses:
+    """The pose of one copy that stands as it is."""
+    return Poses(
+        torch.eye(3, dtype=torch.float64, device=device)[None], torch.zeros(1, 3, dtype=torch.float64, device=device)
+    )
+
+
 def concatenate(parts: Sequence[Atoms]) -> Atoms:
     """All atoms of `parts` as one record."""
     return Atoms(

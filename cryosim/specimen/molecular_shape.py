@@ -86,6 +86,13 @@ def molecular_shape(atoms: Atoms, *, radius: float = ATOM, spacing: float | None
     ValueError
         When there are no atoms, positions are not finite, or the spacing makes more than 48 million voxels.
     """
+    solid, first, spacing = _solid(atoms, radius, spacing)
+    depth = _depth(_envelope(solid, spacing), spacing).astype(np.float32)
+    return MolecularShape(torch.from_numpy(solid), torch.from_numpy(depth), torch.from_numpy(first), spacing)
+
+
+def _solid(atoms: Atoms, radius: float, spacing: float | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Solid (z, y, x), centre (3,) of voxel 0 [Å] and spacing [Å], as `molecular_shape` has them."""
     atoms = without_hydrogens(atoms)
     places, radii = atoms.positions.detach().double().cpu().numpy(), site_radii(atoms, radius)
     if len(places) == 0 or not np.isfinite(places).all():
@@ -107,9 +114,7 @@ def molecular_shape(atoms: Atoms, *, radius: float = ATOM, spacing: float | None
         centres, reach = (places[radii == r] - first) / spacing, (r + PROBE) / spacing + 2
         for where, squared in voxels_near(centres, reach, shape):
             np.minimum.at(room, where, np.sqrt(squared) * np.float32(spacing) - np.float32(r))
-    solid = _excluded(room.reshape(shape), spacing)
-    depth = _depth(_envelope(solid, spacing), spacing).astype(np.float32)
-    return MolecularShape(torch.from_numpy(solid), torch.from_numpy(depth), torch.from_numpy(first), spacing)
+    return _excluded(room.reshape(shape), spacing), first, spacing
 
 
 def without_hydrogens(atoms: Atoms) -> Atoms:
@@ -135,13 +140,11 @@ def fillers(atoms: Atoms, radius: float) -> tuple[np.ndarray, float] | None:
     places = atoms.positions.detach().double().cpu().numpy()
     if np.prod(np.ptp(places, axis=0) + 2 * ATOM) > _LARGEST:
         return None
-    shape = molecular_shape(atoms, radius=radius)
-    left = shape.solid.numpy().copy()
-    first = shape.first.numpy()
-    for where, _ in voxels_near((places - first) / shape.spacing, radius / shape.spacing, left.shape):
+    left, first, spacing = _solid(atoms, radius, None)
+    for where, _ in voxels_near((places - first) / spacing, radius / spacing, left.shape):
         left.reshape(-1)[where] = False
-    points = np.stack(np.nonzero(left)[::-1], -1) * shape.spacing + first
-    return points, 0.5 * 3**0.5 * shape.spacing
+    points = np.stack(np.nonzero(left)[::-1], -1) * spacing + first
+    return points, 0.5 * 3**0.5 * spacing
 
 
 def depth_at(shape: MolecularShape, places: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 
 from cryosim.core.fourier import positions
 from cryosim.core.record import Record, hidden, item, static
-from cryosim.specimen.atoms import Atoms
+from cryosim.specimen.atoms import Poses
 from cryosim.specimen.moment import Moment
 
 
@@ -92,12 +92,12 @@ def drift_at(motion: Motion | None, moment: Moment) -> torch.Tensor | None:
     return motion.drift[moment.tilt, moment.frame]
 
 
-def displaced(atoms: Atoms, motion: Motion | None, moment: Moment) -> Atoms:
-    """The atoms of the untilted specimen where the field has moved them; errors as in `drift_at`."""
-    if motion is None or motion.field is None or len(atoms) == 0:
-        return atoms
+def displaced(poses: Poses, motion: Motion | None, moment: Moment) -> Poses:
+    """Copies in the untilted specimen where the field at their origins has moved them; errors as in `drift_at`."""
+    if motion is None or motion.field is None:
+        return poses
     _check(motion, moment)
-    return atoms.moved(shift=field_at(motion, moment, atoms.positions[:, :2]))
+    return poses.replace(positions=poses.positions + field_at(motion, moment, poses.positions[:, :2]))
 
 
 def field_at(motion: Motion, moment: Moment, places: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,15 @@ from cryosim.core.inelastic import SOLID_PATHS
 from cryosim.core.record import differentiated, hidden
 from cryosim.specimen.atoms import CLASSES, Atoms, Poses
 from cryosim.specimen.damage import Damage, alike
-from cryosim.specimen.potential import AtomSlices, Factors, Fading, SummedSlices, placed_slices, potential_factors
+from cryosim.specimen.potential import (
+    AtomSlices,
+    Factors,
+    Fading,
+    SliceGrid,
+    SummedSlices,
+    placed_slices,
+    potential_factors,
+)
 from cryosim.specimen.references import pays, reference_slices
 from cryosim.specimen.scattering_factors import (
     Parametrization,
@@ -111,24 +119,13 @@ def _substance(number: int) -> int:
     return substance
 
 
-class Where(NamedTuple):
-    """Grid that slices are sampled on, and how."""
-
-    shape: tuple[int, int]
-    pixel_size: float | torch.Tensor
-    thickness: float | torch.Tensor
-    n_slices: int
-    width: int
-    dtype: torch.dtype
-    copies: Copies = "atoms"
-
-
 Source = AtomSlices | SummedSlices
 
 
 def slices_of(
     portion: Portion,
-    where: Where,
+    grid: SliceGrid,
+    copies: Copies,
     fading: Fading | None,
     parametrization: Parametrization,
     solvent: float | torch.Tensor,
@@ -137,32 +134,34 @@ def slices_of(
     volume = portion.volume_factor
     factors = potential_factors(parametrization, solvent if portion.in_ice else 0.0, volume)
     slopes = volume if portion.in_ice and differentiated(solvent) else None
-    return _placed(portion, where, fading, factors, slopes)
+    return _placed(portion, grid, copies, fading, factors, slopes)
 
 
-def volumes_of(portion: Portion, where: Where, fading: Fading | None) -> Source:
+def volumes_of(portion: Portion, grid: SliceGrid, copies: Copies, fading: Fading | None) -> Source:
     """Slices of the depth [Å] that a portion takes."""
-    return _placed(portion, where, fading, portion.volume_factor, None)
+    return _placed(portion, grid, copies, fading, portion.volume_factor, None)
 
 
-def _placed(portion: Portion, where: Where, fading: Fading | None, factors: Factors, slopes: Factors | None) -> Source:
+def _placed(
+    portion: Portion,
+    grid: SliceGrid,
+    copies: Copies,
+    fading: Fading | None,
+    factors: Factors,
+    slopes: Factors | None,
+) -> Source:
     """Slices of a portion: atom by atom, and where it is asked for and pays, by references."""
-    everything = list(zip(portion.molecules, portion.poses, strict=True))
-    by_reference = [
-        where.copies == "reference" and slopes is None and pays(atoms, len(poses.positions), where.pixel_size)
-        for atoms, poses in everything
-    ]
-    grid = (where.shape, where.pixel_size, where.thickness, where.n_slices)
-    how: dict = {"fading": fading, "width": where.width, "dtype": where.dtype}
+    by_atoms, by_reference = [], []
+    for atoms, poses in zip(portion.molecules, portion.poses, strict=True):
+        refers = copies == "reference" and slopes is None and pays(atoms, len(poses.positions), grid.pixel_size)
+        (by_reference if refers else by_atoms).append((atoms, poses))
     parts = []
-    for which in (False, True):
-        mine = [pair for pair, referred in zip(everything, by_reference, strict=True) if referred == which]
-        if mine:
-            molecules, poses = zip(*mine, strict=True)
-            if which:
-                parts.append(reference_slices(molecules, poses, factors, *grid, **how))
-            else:
-                parts.append(placed_slices(molecules, poses, factors, *grid, slopes=slopes, **how))
+    if by_atoms:
+        molecules, poses = zip(*by_atoms, strict=True)
+        parts.append(placed_slices(molecules, poses, factors, grid, slopes=slopes, fading=fading))
+    if by_reference:
+        molecules, poses = zip(*by_reference, strict=True)
+        parts.append(reference_slices(molecules, poses, factors, grid, fading=fading))
     return parts[0] if len(parts) == 1 else SummedSlices(tuple(parts))
 
 

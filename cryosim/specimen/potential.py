@@ -25,13 +25,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import BAND, SamplingWarning, band_limit, number, squared_frequencies
 from cryosim.core.record import Record, differentiated, hidden, item, static
-from cryosim.specimen.atoms import Atoms, Poses, concatenate
+from cryosim.specimen.atoms import Atoms, Poses, concatenate, unmoved
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
 
 BETA = 2.05
@@ -170,7 +171,9 @@ class AtomSlices(Record):
         if between is not None:
             for sites, poses in zip(self.sites, self.poses, strict=True):
                 for copies in self._in_reach(sites, poses, between):
-                    found |= self._spread_copies(grids, sites, poses.index(copies), between)
+                    found |= self._spread_copies(
+                        grids, sites, poses.rotations[copies], poses.positions[copies], between
+                    )
         return found
 
     def _in_reach(self, sites: Sites, poses: Poses, between: _Between) -> Sequence[torch.Tensor]:
@@ -183,14 +186,16 @@ class AtomSlices(Record):
         near &= (heights + far >= between[1]) & (heights - far <= between[2])
         return near.nonzero()[:, 0].split(max(1, _SITES_AT_ONCE // max(1, len(sites.positions))))
 
-    def _spread_copies(self, grids: _Grids, sites: Sites, poses: Poses, between: _Between) -> bool:
-        """The same for some copies (copy,) of one molecule."""
-        z = poses.rotations[:, 2] @ sites.positions.T + poses.positions[:, 2, None]  # (copy, site) [Å]
+    def _spread_copies(
+        self, grids: _Grids, sites: Sites, rotations: torch.Tensor, origins: torch.Tensor, between: _Between
+    ) -> bool:
+        """The same for some copies of one molecule: rotations (copy, 3, 3) and origins (copy, 3) [Å]."""
+        z = rotations[:, 2] @ sites.positions.T + origins[:, 2, None]  # (copy, site) [Å]
         height = (z / self.thickness).flatten() + len(self) // 2  # [slices]
         here = ((height.detach() >= between[1]) & (height.detach() < between[2])).nonzero()[:, 0]
         site, copy = here % len(sites.positions), here // len(sites.positions)
-        across = poses.rotations[:, :2][copy] @ sites.positions[site][:, :, None]
-        across = across[:, :, 0] + poses.positions[copy, :2]  # (atom, xy) [Å]
+        across = rotations[:, :2][copy] @ sites.positions[site][:, :, None]
+        across = across[:, :, 0] + origins[copy, :2]  # (atom, xy) [Å]
         half = 0.5 * number(self.pixel_size) * across.new_tensor([self.shape[1], self.shape[0]])
         seen = (across.detach().abs() <= half).all(1).nonzero()[:, 0]
         centres, strengths = across[seen].flip(1) / self.pixel_size, sites.strengths[site[seen]]
@@ -458,56 +463,6 @@ def potential_slices(
     ValueError
         When atoms lie outside the box or are not finite, an element is not in the table, or a size is not positive.
     """
-    factors = potential_factors(parametrization, solvent)
-    slopes = displaced_solvent_factor if differentiated(solvent) else None
-    return atom_slices(
-        atoms,
-        factors,
-        shape,
-        pixel_size,
-        thickness,
-        n_slices,
-        slopes=slopes,
-        fading=fading,
-        width=width,
-        dtype=dtype,
-    )
-
-
-def displaced_volume_slices(
-    atoms: Atoms,
-    shape: tuple[int, int],
-    pixel_size: float | torch.Tensor,
-    thickness: float | torch.Tensor,
-    n_slices: int,
-    *,
-    fading: Fading | None = None,
-    width: int = 8,
-    dtype: torch.dtype | None = None,
-) -> AtomSlices:
-    """Depth [Å] of solvent that the atoms displace, slice by slice: their volumes, as Gaussians, projected.
-
-    Arguments and errors as in `potential_slices`.
-    """
-    return atom_slices(
-        atoms, displaced_solvent_factor, shape, pixel_size, thickness, n_slices, fading=fading, width=width, dtype=dtype
-    )
-
-
-def atom_slices(
-    atoms: Atoms,
-    factors: Factors,
-    shape: tuple[int, int],
-    pixel_size: float | torch.Tensor,
-    thickness: float | torch.Tensor,
-    n_slices: int,
-    *,
-    slopes: Factors | None = None,
-    fading: Fading | None = None,
-    width: int = 8,
-    dtype: torch.dtype | None = None,
-) -> AtomSlices:
-    """Slices of any radial functions of the elements; the other arguments and errors as in `potential_slices`."""
     pixel, thin = number(pixel_size), number(thickness)
     for name, value in (("pixel_size", pixel), ("thickness", thin)):
         if not value > 0:
@@ -526,62 +481,86 @@ def atom_slices(
             SamplingWarning,
             stacklevel=3,
         )
-    device = atoms.positions.device
-    here = Poses(
-        torch.eye(3, dtype=torch.float64, device=device)[None], torch.zeros(1, 3, dtype=torch.float64, device=device)
-    )
-    dtype = dtype or atoms.positions.dtype
-    how: dict = {"slopes": slopes, "fading": fading, "width": width, "dtype": dtype}
-    return placed_slices([atoms], [here], factors, shape, pixel_size, thickness, n_slices, **how)
+    factors = potential_factors(parametrization, solvent)
+    slopes = displaced_solvent_factor if differentiated(solvent) else None
+    grid = SliceGrid(shape, pixel_size, thickness, n_slices, width, dtype or atoms.positions.dtype)
+    return placed_slices([atoms], [unmoved(atoms.positions.device)], factors, grid, slopes=slopes, fading=fading)
+
+
+class SliceGrid(NamedTuple):
+    """Where slices are sampled, and how; fields as in `potential_slices`."""
+
+    shape: tuple[int, int]
+    pixel_size: float | torch.Tensor
+    thickness: float | torch.Tensor
+    n_slices: int
+    width: int
+    dtype: torch.dtype
 
 
 def placed_slices(
     molecules: Sequence[Atoms],
     poses: Sequence[Poses],
     factors: Factors,
-    shape: tuple[int, int],
-    pixel_size: float | torch.Tensor,
-    thickness: float | torch.Tensor,
-    n_slices: int,
+    grid: SliceGrid,
     *,
     slopes: Factors | None = None,
     fading: Fading | None = None,
-    width: int = 8,
-    dtype: torch.dtype = torch.float32,
 ) -> AtomSlices:
-    """Slices of molecules at their poses; atoms beyond the field are left out. Arguments as in `atom_slices`."""
+    """Slices of any radial functions of the elements, of molecules at their poses.
+
+    Parameters
+    ----------
+    molecules : sequence of Atoms
+    poses : sequence of Poses
+        In the frame of the slices; atoms beyond the field are left out.
+    factors : callable
+        Of each element.
+    grid : SliceGrid
+    slopes : callable, optional
+        As in `radial_basis`.
+    fading : callable, optional
+        As in `potential_slices`.
+    """
     everything = concatenate(molecules)
-    limit = (BAND / (2 * number(pixel_size))) ** 2
-    radial = radial_basis(everything, factors, limit, bell_tolerance(width), slopes)
-    transfer = bell_quotient(radial, shape, pixel_size, fading, width, everything.positions.device)
+    limit = (BAND / (2 * number(grid.pixel_size))) ** 2
+    radial = radial_basis(everything, factors, limit, bell_tolerance(grid.width), slopes)
+    return slices_of_sites([_sites(radial, atoms, grid.dtype) for atoms in molecules], poses, radial, grid, fading)
+
+
+def slices_of_sites(
+    sites: Sequence[Sites],
+    poses: Sequence[Poses],
+    radial: Callable[[torch.Tensor], torch.Tensor],
+    grid: SliceGrid,
+    fading: Fading | None,
+) -> AtomSlices:
+    """Slices of points that carry the radial functions k^2 (k,) -> (j, k)."""
+    transfer = _bell_quotient(radial, grid, fading, sites[0].positions.device)
     return AtomSlices(
-        tuple(_sites(radial, atoms, dtype) for atoms in molecules),
+        tuple(sites),
         tuple(poses),
-        transfer.to(dtype).contiguous(),
-        pixel_size,
-        thickness,
-        (shape[0], shape[1]),
-        n_slices,
-        width,
-        dtype,
+        transfer.to(grid.dtype).contiguous(),
+        grid.pixel_size,
+        grid.thickness,
+        (grid.shape[0], grid.shape[1]),
+        grid.n_slices,
+        grid.width,
+        grid.dtype,
     )
 
 
-def bell_quotient(
-    radial: Callable[[torch.Tensor], torch.Tensor],
-    shape: tuple[int, int],
-    pixel_size: float | torch.Tensor,
-    fading: Fading | None,
-    width: int,
-    device: torch.device,
+def _bell_quotient(
+    radial: Callable[[torch.Tensor], torch.Tensor], grid: SliceGrid, fading: Fading | None, device: torch.device
 ) -> torch.Tensor:
-    """`AtomSlices.transfer` (..., j, y, x) of radial functions: k^2 (k,) -> (j, k)."""
+    """`AtomSlices.transfer` (..., j, y, x) of radial functions."""
+    shape, pixel_size, width = grid.shape, grid.pixel_size, grid.width
     k2 = squared_frequencies(shape, pixel_size, half=True, dtype=torch.float64, device=device)
     inside = band_limit(shape, BAND, half=True, dtype=torch.float64, device=device) > 0
     bell_y, bell_x = (bell_transform(n, width).to(device) for n in shape)
     bell = bell_y[:, None] * bell_x[None, : shape[1] // 2 + 1]
     columns = int(inside.any(0).sum())
-    inside, k2, bell = (grid[:, :columns] for grid in (inside, k2, bell))
+    inside, k2, bell = (values[:, :columns] for values in (inside, k2, bell))
     factor = 1 / bell[inside] if fading is None else fading(k2[inside]) / bell[inside]  # (..., k)
     values = radial(k2[inside]) * factor[..., None, :]  # (..., j, k) [V Å^2]
     transfer = torch.zeros(*values.shape[:-1], k2.numel(), dtype=torch.float64, device=device)

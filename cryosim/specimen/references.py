@@ -26,9 +26,9 @@ import torch
 
 from cryosim.core.fourier import BAND, fast_length, number
 from cryosim.core.record import differentiated
-from cryosim.specimen.atoms import Atoms, Poses
+from cryosim.specimen.atoms import Atoms, Poses, unmoved
 from cryosim.specimen.grid import spectrum, squared_frequency, volume_of
-from cryosim.specimen.potential import AtomSlices, Factors, Fading, Sites, bell_quotient
+from cryosim.specimen.potential import AtomSlices, Factors, Fading, Sites, SliceGrid, slices_of_sites
 
 WINDOW = 2.0
 """k_t / k_b."""
@@ -69,29 +69,13 @@ def reference_slices(
     molecules: Sequence[Atoms],
     poses: Sequence[Poses],
     factors: Factors,
-    shape: tuple[int, int],
-    pixel_size: float | torch.Tensor,
-    thickness: float | torch.Tensor,
-    n_slices: int,
+    grid: SliceGrid,
     *,
     fading: Fading | None = None,
-    width: int = 8,
-    dtype: torch.dtype = torch.float32,
 ) -> AtomSlices:
     """Slices of molecules by their references; arguments as in `placed_slices`."""
-    device = molecules[0].positions.device
-    transfer = bell_quotient(lambda k2: torch.ones_like(k2)[None], shape, pixel_size, fading, width, device)
-    return AtomSlices(
-        tuple(reference(atoms, factors, pixel_size, width, dtype) for atoms in molecules),
-        tuple(poses),
-        transfer.to(dtype).contiguous(),
-        pixel_size,
-        thickness,
-        (shape[0], shape[1]),
-        n_slices,
-        width,
-        dtype,
-    )
+    sites = [reference(atoms, factors, grid.pixel_size, grid.width, grid.dtype) for atoms in molecules]
+    return slices_of_sites(sites, poses, lambda k2: torch.ones_like(k2)[None], grid, fading)
 
 
 def reference(
@@ -103,7 +87,7 @@ def reference(
     ----------
     atoms : Atoms
     factors : callable
-        As in `atom_slices`.
+        As in `placed_slices`.
     pixel_size : float or tensor ()
         Of the slices [Å].
     width : int
@@ -117,8 +101,7 @@ def reference(
     span = atoms.positions.amax(0) - atoms.positions.amin(0) + 2 * (_MARGIN / (2 * math.pi * edge) + spread) + 2 * h
     n_x, n_y, n_z = (2 * fast_length(math.ceil(float(x) / h)) for x in span)
     shape = (n_z, n_y, n_x)  # twice as fine as the lattice, so that it holds all that the window lets pass
-    here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
-    band = spectrum([atoms.moved(shift=-centre)], [here], factors, shape, h / 2, max(width, 6), torch.float32)
+    band = spectrum([atoms.moved(shift=-centre)], [unmoved()], factors, shape, h / 2, max(width, 6), torch.float32)
     values = volume_of(band * _window(squared_frequency(shape, h / 2).sqrt() / edge).to(band.dtype), shape)
     lattice = values[::2, ::2, ::2] * h**3
     kept = (lattice.abs() >= LEAST * lattice.abs().max()).nonzero()

@@ -9,7 +9,7 @@ import torch
 from cryosim.core.fourier import number
 from cryosim.core.record import Record, static
 from cryosim.core.rotation import random_rotations
-from cryosim.specimen.atoms import Atoms, Poses, concatenate
+from cryosim.specimen.atoms import Atoms, Poses, concatenate, unmoved
 from cryosim.specimen.damage import Damage
 from cryosim.specimen.ice import Absorption, Ice, thinnest
 from cryosim.specimen.motion import Motion
@@ -185,8 +185,7 @@ def flooded(specimen: Specimen, *, b_factor: float = 0.0, generator: torch.Gener
     thickness = number(specimen.ice.thickness)
     water = water_molecules((*specimen.size[:2], thickness), b_factor=b_factor, generator=generator)
     water = outside(water, assemble(specimen))
-    here = Poses(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64))
     size = (*specimen.size[:2], thickness)
-    everything = ((*specimen.molecules, water), (*specimen.poses, here), size)
+    everything = ((*specimen.molecules, water), (*specimen.poses, unmoved()), size)
     labels: dict = {"names": (*specimen.names, "water"), "kinds": (*specimen.kinds, "water")}
     return Specimen(*everything, damage=specimen.damage, motion=specimen.motion, **labels)

@@ -16,9 +16,9 @@ from cryosim.specimen.atoms import Atoms, Poses
 from cryosim.specimen.damage import fading_of, water_decay
 from cryosim.specimen.ice import ImmersedSlices, reach_of, surfaces
 from cryosim.specimen.moment import Moment
-from cryosim.specimen.motion import drift_at, field_at
-from cryosim.specimen.portions import Copies, Portion, Where, bodies, portions, slices_of, volumes_of
-from cryosim.specimen.potential import Slices, SummedSlices
+from cryosim.specimen.motion import displaced, drift_at
+from cryosim.specimen.portions import Copies, Portion, bodies, portions, slices_of, volumes_of
+from cryosim.specimen.potential import SliceGrid, Slices, SummedSlices
 from cryosim.specimen.scattering_factors import Parametrization
 from cryosim.specimen.specimen import Specimen
 from cryosim.specimen.water import WaterField
@@ -102,10 +102,8 @@ def tilted_slices(
     drift = drift_at(motion, moments[0])
     shift = _whole_shift(shift, drift)
     molecules, poses = bodies(specimen.molecules, specimen.poses)
-    if motion is not None and motion.field is not None:
-        poses = [p.replace(positions=p.positions + field_at(motion, moments[0], p.positions[:, :2])) for p in poses]
     turn = tilt_rotation(angle, axis_angle)
-    poses = [_turned(p, turn, shift) for p in poses]
+    poses = [_turned(displaced(p, motion, moments[0]), turn, shift) for p in poses]
     device = molecules[0].positions.device
     seen = None
     if ice is not None and (structured or ice.relief is not None):
@@ -113,24 +111,25 @@ def tilted_slices(
     half = torch.tensor([0.5 * n * number(pixel_size) for n in (shape[1], shape[0])], dtype=torch.float64)
     reach = max(reach_of(ice, seen), highest(molecules, poses, half))
     n_slices = 2 * math.ceil(reach / number(thickness)) + 1  # all lies within the centres
-    where = Where(shape, pixel_size, thickness, n_slices, width, dtype, copies)
+    grid = SliceGrid(shape, pixel_size, thickness, n_slices, width, dtype)
     potential = torch.as_tensor(ice.inner_potential if ice else 0.0, dtype=torch.float64)
     parts = portions(specimen.damage, molecules, poses)
     fadings = [fading_of(specimen.damage, moments, voltage, part.which) for part in parts]
     solvent = ice.inner_potential if ice else 0.0
-    sources = [slices_of(part, where, f, parametrization, solvent) for part, f in zip(parts, fadings, strict=True)]
+    both = list(zip(parts, fadings, strict=True))
+    sources = [slices_of(part, grid, copies, fading, parametrization, solvent) for part, fading in both]
     volumes = []
     if structured or specimen.absorption is not None:
-        volumes = [volumes_of(part, where, f) for part, f in zip(parts, fadings, strict=True)]
+        volumes = [volumes_of(part, grid, copies, fading) for part, fading in both]
     cosine = torch.cos(torch.deg2rad(torch.as_tensor(angle, dtype=torch.float64)))
     return ImmersedSlices(
-        sources[0] if len(sources) == 1 else SummedSlices(tuple(sources)) if sources else _nothing(where, device),
+        sources[0] if len(sources) == 1 else SummedSlices(tuple(sources)) if sources else _nothing(grid, device),
         potential,
         (ice.thickness if ice else 0.0) / cosine,
         tuple(volumes),
         None if specimen.absorption is None else _imaginary_potentials(specimen, parts, voltage),
         seen,
-        _water(specimen, moments[0], voltage, parametrization, where, device) if structured else None,
+        _water(specimen, moments[0], voltage, parametrization, grid, device) if structured else None,
         drift[:2] if structured and drift is not None else None,
         tuple(part.in_ice for part in parts) if volumes else (),
     )
@@ -174,9 +173,9 @@ def highest(molecules: Sequence[Atoms], poses: Sequence[Poses], half: torch.Tens
     return found
 
 
-def _nothing(where: Where, device: torch.device) -> Slices:
-    blank = torch.zeros(1, 1, 1, dtype=where.dtype, device=device)
-    return Slices(blank.expand(where.n_slices, *where.shape), where.pixel_size, where.thickness)
+def _nothing(grid: SliceGrid, device: torch.device) -> Slices:
+    blank = torch.zeros(1, 1, 1, dtype=grid.dtype, device=device)
+    return Slices(blank.expand(grid.n_slices, *grid.shape), grid.pixel_size, grid.thickness)
 
 
 def _water(
@@ -184,7 +183,7 @@ def _water(
     moment: Moment,
     voltage: float | torch.Tensor | None,
     parametrization: Parametrization,
-    where: Where,
+    grid: SliceGrid,
     device: torch.device,
 ) -> WaterField:
     """Fluctuations of the ice at a moment: those of two exposures are independent, those of two frames alike."""
@@ -192,14 +191,14 @@ def _water(
     digest = hashlib.blake2b(f"{specimen.ice.seed} {moment.tilt}".encode(), digest_size=8).digest()
     decay = 0.0 if specimen.damage is None else water_decay(specimen.damage, voltage) * number(moment.during)
     return WaterField(
-        where.shape,
-        number(where.pixel_size),
-        number(where.thickness),
+        grid.shape,
+        number(grid.pixel_size),
+        number(grid.thickness),
         seed=int.from_bytes(digest, "big") >> 1,
         parametrization=parametrization,
         frame=moment.frame,
         decay=decay,
-        dtype=where.dtype,
+        dtype=grid.dtype,
         device=device,
     )
 

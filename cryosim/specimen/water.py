@@ -35,6 +35,7 @@ from scipy.spatial import KDTree
 from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.decay import mean_decay
 from cryosim.core.fourier import BAND, band_limit, frequencies, half_frequencies, squared_frequencies
+from cryosim.core.permutation import permuted
 from cryosim.core.rotation import random_rotations
 from cryosim.specimen.atoms import CLASSES, Atoms
 from cryosim.specimen.scattering_factors import Parametrization, scattering_factor
@@ -277,7 +278,7 @@ class WaterField:
 
     def _white(self, j: int, mine: int) -> torch.Tensor:
         # A generator on the processor heeds the lower half of its seed only: there j is permuted, so no two are equal.
-        seed = (_mixed(j ^ mine) & ~0xFFFFFFFF) | (_permuted(_permuted(j & 0xFFFFFFFF) ^ (mine >> 32)))
+        seed = (_mixed(j ^ mine) & ~0xFFFFFFFF) | (permuted(permuted(j & 0xFFFFFFFF) ^ (mine >> 32)))
         generator = torch.Generator(self.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         noise = torch.randn(2, len(self._where), generator=generator, dtype=torch.float32, device=self.device)
         return noise.to(self.dtype)
@@ -471,13 +472,6 @@ def _bonds() -> torch.Tensor:
     return OXYGEN_HYDROGEN * torch.tensor(
         [[math.sin(turn), math.cos(turn), 0.0], [-math.sin(turn), math.cos(turn), 0.0]], dtype=torch.float64
     )
-
-
-def _permuted(x: int) -> int:
-    """A permutation of the 32-bit numbers: the finalizer of MurmurHash3 (Appleby, public domain)."""
-    x = (x ^ x >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-    x = (x ^ x >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
-    return x ^ x >> 16
 
 
 def _mixed(x: int) -> int:

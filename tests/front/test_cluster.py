@@ -9,24 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cryosim.cluster import outcomes
 from cryosim.dataset import complete_items, make_dataset
-from cryosim.description import describe
+from tests.front.tiny_dataset import DESCRIPTION, TINY, N
 
 distributed = pytest.importorskip("distributed")
-
-TINY = """
-name: tiny
-specimen: {molecules: [{structure: ubiquitin}], size: [70, 70, 70], ice: {thickness: {uniform: [100, 140]}}}
-tilts: {extent: 20, step: 20, total_dose: 60}
-optics: {defocus: {uniform: [10000, 20000]}}
-detector: {shape: [32, 32], pixel_size: 4}
-sampling: {thickness: 30, width: 6}
-"""
-DESCRIPTION = describe(yaml.safe_load(TINY))
-N = 4
 
 
 @pytest.fixture(scope="module")

@@ -18,29 +18,13 @@ from cryosim.dataset import complete_items, is_complete, make_dataset, read_done
 from cryosim.description import describe, item_config
 from cryosim.io.files import FormatError
 from cryosim.run import run
+from tests.front.tiny_dataset import DESCRIPTION, TINY, N, content
 
-TINY = """
-name: tiny
-specimen: {molecules: [{structure: ubiquitin}], size: [70, 70, 70], ice: {thickness: {uniform: [100, 140]}}}
-tilts: {extent: 20, step: 20, total_dose: 60}
-optics: {defocus: {uniform: [10000, 20000]}}
-detector: {shape: [32, 32], pixel_size: 4}
-sampling: {thickness: 30, width: 6}
-"""
-DESCRIPTION = describe(yaml.safe_load(TINY))
-N = 4
 runner = CliRunner()
 
 
 def command(*arguments):
     return runner.invoke(app, [str(a) for a in arguments])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but its empty lock."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    assert files.pop(".lock") == b""
-    return files
 
 
 @pytest.fixture(scope="module")

@@ -11,34 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import cryosim.dataset
 import cryosim.io.locks
 from cryosim.cli import app
 from cryosim.dataset import complete_items, make_dataset
-from cryosim.description import describe
 from cryosim.io.locks import held, made_aside, sweep
+from tests.front.tiny_dataset import DESCRIPTION, TINY, N, content
 
-TINY = """
-name: tiny
-specimen: {molecules: [{structure: ubiquitin}], size: [70, 70, 70], ice: {thickness: {uniform: [100, 140]}}}
-tilts: {extent: 20, step: 20, total_dose: 60}
-optics: {defocus: {uniform: [10000, 20000]}}
-detector: {shape: [32, 32], pixel_size: 4}
-sampling: {thickness: 30, width: 6}
-"""
-DESCRIPTION = describe(yaml.safe_load(TINY))
-N = 4
 fork = multiprocessing.get_context("fork")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but its empty lock."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    assert files.pop(".lock") == b""
-    return files
 
 
 def begun(folder: Path, shard=(0, 1), resume=True):

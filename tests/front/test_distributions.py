@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from scipy import stats
 
 from cryosim.config import ConfigError, RunConfig, read_config
+from cryosim.core.permutation import permuted
 from cryosim.description import (
     NEW_DATASET,
-    _permuted,
     configuration_hash,
     describe,
     description_text,
@@ -239,7 +239,7 @@ def test_the_seed_of_an_item_is_the_hash_of_configuration_and_index():
 def test_no_two_items_share_what_a_generator_takes_of_their_seeds():
     """Of 1e6 random numbers of 32 bits 128 pairs would be equal."""
     torch.testing.assert_close(_random(5), _random(5 + 2**40), rtol=0, atol=0)  # torch takes 32 bits
-    assert len(np.unique(_permuted(np.arange(2**20, dtype=np.uint64)))) == 2**20  # type: ignore[arg-type]
+    assert len(np.unique(permuted(np.arange(2**20, dtype=np.uint64)))) == 2**20  # type: ignore[arg-type]
     description = describe(changed())
     lowest = {item_seed(description, i) % 2**32 for i in range(1000)}
     other = describe(changed(seed=2))

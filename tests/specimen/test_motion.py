@@ -45,13 +45,12 @@ def test_beyond_the_nodes_the_field_is_held():
     torch.testing.assert_close(moved, torch.tensor([[200.0, 0, 0], [0, -200.0, 0]], dtype=torch.float64))
 
 
-def test_atoms_go_along(generator):
-    atoms = cs.Atoms(
-        torch.cat([places(generator), torch.rand(50, 1, generator=generator, dtype=torch.float64)], 1), [6] * 50
-    )
+def test_molecules_go_along(generator):
+    origins = torch.cat([places(generator), torch.rand(50, 1, generator=generator, dtype=torch.float64)], 1)
+    poses = cs.Poses(torch.eye(3, dtype=torch.float64).expand(50, 3, 3), origins)
     motion = field_of(lambda x, y: (0.1 * x, 2 + 0 * x, -0.05 * y))
-    moved = displaced(atoms, motion, at()).positions - atoms.positions
-    x, y, _ = atoms.positions.T
+    moved = displaced(poses, motion, at()).positions - origins
+    x, y, _ = origins.T
     torch.testing.assert_close(moved, torch.stack([0.1 * x, 2 + 0 * x, -0.05 * y], 1))
 
 
