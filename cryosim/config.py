@@ -281,7 +281,7 @@ class SamplingSection(Section):
     width: int = Field(default=8, ge=4, le=16)
     """Grid samples over which an atom is spread: 8 is exact to 1e-6, 6 to 5e-5."""
     copies: Literal["atoms", "reference"] = "atoms"
-    """Copies atom by atom, or, where pixels are coarse, by points of a reference: up to five times faster, 1e-3 off."""
+    """Copies atom by atom, or, at simulated pixels beyond 5 Å, by a reference: up to twice as fast, 1e-3 off."""
 
 
 class RunConfig(Section):

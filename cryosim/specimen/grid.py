@@ -14,16 +14,9 @@ import torch
 
 from cryosim.core.fourier import frequencies
 from cryosim.specimen.atoms import Atoms, Poses, concatenate
-from cryosim.specimen.potential import (
-    Factors,
-    RadialBasis,
-    bell_tolerance,
-    bell_transform,
-    bells_at,
-    radial_basis,
-)
+from cryosim.specimen.bells import bell_tolerance, bell_transform, spread
+from cryosim.specimen.potential import Factors, RadialBasis, radial_basis
 
-_ATOMS_AT_ONCE = 2048
 _NUMBERS_AT_ONCE = 2**27
 
 
@@ -44,8 +37,8 @@ def spectrum(
     radial = radial_basis(concatenate(molecules), factors, 0.75 / voxel_size**2, bell_tolerance(width), None)
     together = max(1, _NUMBERS_AT_ONCE // math.prod(grid))  # radial functions
     for some in torch.arange(radial.rank).split(together):
-        spread = _spread(molecules, poses, radial, some, shape, grid, voxel_size, width, dtype)
-        for j, values in zip(some.tolist(), spread, strict=True):
+        found = _spread(molecules, poses, radial, some, shape, grid, voxel_size, width, dtype)
+        for j, values in zip(some.tolist(), found, strict=True):
             total += torch.fft.rfftn(values)[kept[0]][:, kept[1]][:, :, kept[2]] * radial.function(j, k2).to(dtype)
     for m, g, n, at in zip(kept, grid, shape, _AXES, strict=True):
         moved = 2 * torch.pi * m * (g // 2 / g - n // 2 / n)  # from one grid's centre sample to the other's
@@ -88,7 +81,7 @@ def _spread(
     """Grids (j, z, y, x) of the bells of all atoms, copy by copy, for some of the radial functions."""
     half = torch.tensor([0.5 * n * voxel_size for n in shape[::-1]], dtype=torch.float64)
     finer = torch.tensor([g / (n * voxel_size) for g, n in zip(grid, shape, strict=True)], dtype=torch.float64)
-    spread = torch.zeros(math.prod(grid), len(some), dtype=dtype)
+    values = torch.zeros(len(some), math.prod(grid), dtype=dtype)
     for atoms, poses in zip(molecules, placed, strict=True):
         strengths = (radial.coefficients(atoms)[:, some] * atoms.occupancies.double()[:, None]).to(dtype)
         reach = float(atoms.positions.norm(dim=1).max())
@@ -96,11 +89,9 @@ def _spread(
             if bool((origin.abs() > half + reach).any()):
                 continue
             places = atoms.positions.double() @ rotation.T + origin
-            for part in (places.abs() <= half).all(1).nonzero()[:, 0].split(_ATOMS_AT_ONCE):
-                where, bells = bells_at(places[part].flip(1) * finer, grid, width, dtype)
-                values = bells[:, :, None] * strengths[part][:, None, :]
-                spread.index_add_(0, where.flatten(), values.flatten(0, 1))
-    return spread.T.reshape(len(some), *grid)
+            seen = (places.abs() <= half).all(1)
+            spread([values], places[seen].flip(1) * finer, strengths[seen], grid, width)
+    return values.unflatten(1, grid)
 
 
 _AXES = ((slice(None), None, None), (slice(None), None), (slice(None),))

@@ -10,9 +10,8 @@ evaluated here for |k| below two thirds of the Nyquist frequency, which is all t
 1. *Few radial functions.* The factors g_a(k) = f_Z(k) exp(-B k^2 / 4) of all atoms together span, to 1e-7, a space of
    only 4 to 15 functions phi_j(k): g_a = sum_j c_aj phi_j (a singular value decomposition of the family sampled at
    Chebyshev nodes in k^2). So every atom may have its own B-factor at no cost in transforms.
-2. *Spread.* Each atom adds c_aj times a narrow bell to grid j: exp(beta (sqrt(1 - (2 x / w)^2) - 1)), w samples wide
-   (Barnett, Magland & af Klinteberg 2019, doi:10.1137/18M120885X). Inside two thirds of Nyquist the grid itself is a
-   1.5-fold oversampled one, hence beta = 2.05 w and no larger grid.
+2. *Spread.* Each atom adds c_aj times a narrow bell, w samples wide, to grid j (`bells`). Inside two thirds of Nyquist
+   the grid itself is a 1.5-fold oversampled one, hence beta = 2.05 w and no larger grid.
 3. *Transform.* V^ = sum_j phi_j(k) FFT[grid_j] / (transform of the bell).
 
 Along z an atom between two slice centres is shared between them linearly, so that its height, and with it its defocus,
@@ -33,10 +32,8 @@ from cryosim.core.constants import POTENTIAL_PER_FORM_FACTOR
 from cryosim.core.fourier import BAND, SamplingWarning, band_limit, number, squared_frequencies
 from cryosim.core.record import Record, differentiated, hidden, item, static
 from cryosim.specimen.atoms import Atoms, Poses, concatenate, unmoved
+from cryosim.specimen.bells import bell_tolerance, bell_transform, spread
 from cryosim.specimen.scattering_factors import Parametrization, displaced_solvent_factor, scattering_factor
-
-BETA = 2.05
-"""Shape of the bell per sample of its width; exp(-BETA width) is what the bell leaves out."""
 
 
 class Slices(Record):
@@ -151,9 +148,9 @@ class AtomSlices(Record):
         return self._slice(grid, self._spread({None: grid}, (0, -math.inf, math.inf)))
 
     def _empty(self) -> torch.Tensor:
-        """Blank grid (pixel, j) for every radial function."""
+        """Blank grid (j, pixel) for every radial function."""
         ny, nx = self.shape
-        return torch.zeros(ny * nx, self.transfer.shape[-3], dtype=self.dtype, device=self.transfer.device)
+        return torch.zeros(self.transfer.shape[-3], ny * nx, dtype=self.dtype, device=self.transfer.device)
 
     def _between(self, i: int) -> _Between | None:
         """Slice centre i and the heights of the atoms between it and the next; None where there are none.
@@ -190,35 +187,30 @@ class AtomSlices(Record):
         self, grids: _Grids, sites: Sites, rotations: torch.Tensor, origins: torch.Tensor, between: _Between
     ) -> bool:
         """The same for some copies of one molecule: rotations (copy, 3, 3) and origins (copy, 3) [Å]."""
-        z = rotations[:, 2] @ sites.positions.T + origins[:, 2, None]  # (copy, site) [Å]
-        height = (z / self.thickness).flatten() + len(self) // 2  # [slices]
-        here = ((height.detach() >= between[1]) & (height.detach() < between[2])).nonzero()[:, 0]
-        site, copy = here % len(sites.positions), here // len(sites.positions)
-        across = rotations[:, :2][copy] @ sites.positions[site][:, :, None]
-        across = across[:, :, 0] + origins[copy, :2]  # (atom, xy) [Å]
-        half = 0.5 * number(self.pixel_size) * across.new_tensor([self.shape[1], self.shape[0]])
-        seen = (across.detach().abs() <= half).all(1).nonzero()[:, 0]
-        centres, strengths = across[seen].flip(1) / self.pixel_size, sites.strengths[site[seen]]
-        upper = (height[here[seen]] - between[0]).to(strengths) if len(self) > 1 else strengths.new_zeros(len(seen))
-        for some in torch.arange(len(seen), device=seen.device).split(_ATOMS_AT_ONCE):
-            where, bells = bells_at(centres[some], self.shape, self.width, self.dtype)
-            for share, grid in grids.items():
-                weights = strengths[some] * _share(upper[some], share)[:, None]
-                grid.index_add_(0, where.flatten(), (bells[:, :, None] * weights[:, None, :]).flatten(0, 1))
-        return len(seen) > 0
+        x, y, z = (rotations @ sites.positions.T + origins[:, :, None]).unbind(1)  # (copy, site) [Å]
+        height = z / self.thickness + len(self) // 2  # [slices]
+        ny, nx = (0.5 * number(self.pixel_size) * n for n in self.shape)
+        here = (height.detach() >= between[1]) & (height.detach() < between[2])
+        here &= (x.detach().abs() <= nx) & (y.detach().abs() <= ny)
+        here = here.flatten().nonzero()[:, 0]
+        centres = torch.stack([y.flatten()[here], x.flatten()[here]], 1) / self.pixel_size
+        strengths = sites.strengths.index_select(0, here % len(sites.positions))  # (atom, j)
+        upper = (height.flatten()[here] - between[0]).to(strengths)[:, None] if len(self) > 1 else 0.0
+        shares = {None: 1.0, False: 1 - upper, True: upper}  # of the centre below, and of that above
+        strengths = torch.cat([strengths * shares[which] for which in grids], 1)
+        spread(list(grids.values()), centres, strengths, self.shape, self.width)
+        return len(here) > 0
 
     def _slice(self, grid: torch.Tensor, filled: bool) -> torch.Tensor:
-        """Slice (..., y, x) [V·Å] of the grids (pixel, j)."""
+        """Slice (..., y, x) [V·Å] of the grids (j, pixel)."""
         ny, nx = self.shape
         if not filled:
             return torch.zeros(*self.transfer.shape[:-3], ny, nx, dtype=self.dtype, device=grid.device)
-        total = torch.zeros(())  # summed over a few grids at a time: they stay in the processor's cache
-        for grids, transfer in zip(grid.split(4, 1), self.transfer.split(4, -3), strict=True):
-            spectra = torch.fft.rfft(grids.T.reshape(-1, ny, nx))[..., : transfer.shape[-1]]
-            spectra = torch.view_as_real(torch.fft.fft(spectra, dim=-2))  # no column beyond the band is gone on with
-            for j in range(transfer.shape[-3]):
-                term = transfer[..., j, :, :, None]
-                total = torch.addcmul(total, spectra[j], term) if total.ndim else spectra[j] * term
+        total = torch.zeros(())
+        for values, transfer in zip(grid.view(-1, ny, nx), self.transfer.unbind(-3), strict=True):
+            spectrum = torch.view_as_real(torch.fft.rfft2(values)[:, : transfer.shape[-1]])
+            term = transfer[..., None]
+            total = torch.addcmul(total, spectrum, term) if total.ndim else spectrum * term
         return torch.fft.irfft(torch.fft.ifft(torch.view_as_complex(total), dim=-2), n=nx)
 
 
@@ -226,21 +218,13 @@ _Between = tuple[int, float, float]
 """A slice centre, and the least and largest height [slices] of the atoms shared by it and the next."""
 
 _Grids = dict[bool | None, torch.Tensor]
-"""Grids (pixel, j) for what of each atom belongs to the slice centre below (False), above (True), or is all of it."""
+"""Grids (j, pixel) for what of each atom belongs to the slice centre below (False), above (True), or is all of it."""
 
 _SITES_AT_ONCE = 2**15
 """Copies of small molecules are placed together; [sites]."""
 
-_ATOMS_AT_ONCE = 2**12
-"""Their bells stay in the processor's cache."""
-
 _NUMBERS_AT_ONCE = 2**13
 """Frequencies at which radial functions are summed together."""
-
-
-def _share(upper: torch.Tensor, which: bool | None) -> torch.Tensor:
-    """What of each atom (atom,) goes where; `upper` is that which belongs to the centre above."""
-    return torch.ones_like(upper) if which is None else upper if which else 1 - upper
 
 
 class SummedSlices(Record):
@@ -571,42 +555,6 @@ def _bell_quotient(
 def _sites(radial: RadialBasis, atoms: Atoms, dtype: torch.dtype) -> Sites:
     strengths = radial.coefficients(atoms) * atoms.occupancies.double()[:, None]
     return Sites(atoms.positions.double(), strengths.to(dtype), float(atoms.positions.detach().norm(dim=1).max()))
-
-
-def bells_at(
-    centres: torch.Tensor, grid: Sequence[int], width: int, dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat sample indices (atom, w^d), wrapped, and bells around `centres` (atom, d) [samples from the centre].
-
-    The axes of `centres` and of the `grid` are those of the array: (y, x) or (z, y, x). The bells are of type `dtype`.
-    """
-    dtype = dtype or centres.dtype
-    steps = torch.arange(width, dtype=dtype, device=centres.device)
-    whole = torch.arange(width, device=centres.device)
-    where, bells = torch.zeros((), dtype=torch.long), torch.zeros(())
-    for centre, n in zip(centres.unbind(1), grid, strict=True):
-        centre = centre + n // 2
-        first = torch.ceil(centre.detach() - width / 2)
-        z = ((first - centre).to(dtype)[:, None] + steps) * (2 / width)
-        bell = torch.exp(BETA * width * (torch.sqrt((1 - z * z).clamp_min(1e-10)) - 1))
-        here = (first.long()[:, None] + whole) % n
-        where = (where[:, :, None] * n + here[:, None, :]).flatten(1) if where.ndim else here
-        bells = (bells[:, :, None] * bell[:, None, :]).flatten(1) if bells.ndim else bell
-    return where, bells
-
-
-def bell_tolerance(width: int) -> float:
-    """What a bell leaves out, relative to one."""
-    return 10 * math.exp(-BETA * width)
-
-
-def bell_transform(n: int, width: int) -> torch.Tensor:
-    """Fourier transform (n,) of the bell [px] at the frequencies of n samples, by Gauss-Chebyshev quadrature."""
-    m = 200
-    theta = (torch.arange(m, dtype=torch.float64) + 0.5) * torch.pi / m
-    z, weights = torch.cos(theta), torch.sin(theta) * torch.pi / m  # integral over -1 < z < 1
-    bell = torch.exp(BETA * width * (torch.sin(theta) - 1)) * weights * width / 2
-    return torch.cos(torch.pi * width * torch.fft.fftfreq(n, dtype=torch.float64)[:, None] * z) @ bell
 
 
 def chebyshev_nodes(n: int) -> torch.Tensor:

@@ -11,10 +11,10 @@ slices is right at every rotation. Along the beam a point has the height of its 
 between neighbouring slices by less than h. Points are spread with the same bells as atoms, but one radial function is
 enough for all of them, and there are fewer.
 
-Of apoferritin (32,616 atoms) at simulated pixels of 7.5, 4.7 and 2.8 Å there are 9,000, 23,000 and 74,000 points; one
-takes 0.2, 0.45 and 1 times as long as its atoms, and its image is 1.5e-3, 8e-4 and 6e-4 off
-(`tests/specimen/test_references.py`, `python -m tests.bench copies`). Below that, atoms are the better points: at 4 Å
-resolution an image of a protein has as many numbers as the protein has atoms.
+Of apoferritin (32,616 atoms) at simulated pixels of 7.5 and 4.7 Å there are 9,000 and 23,000 points; the image is
+1.5e-3 and 8e-4 off (`tests/specimen/test_references.py`). Of 60 copies, the reference included, they take half and 1.2
+times as long as the atoms (`python -m tests.bench copies`). Below that, atoms are the better points: at 4 Å resolution
+an image of a protein has as many numbers as the protein has atoms.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def spacing(pixel_size: float | torch.Tensor) -> float:
     return 1 / ((1 + WINDOW) * _edge(pixel_size))
 
 
-def pays(atoms: Atoms, copies: int, pixel_size: float | torch.Tensor, rank: int = 4) -> bool:
-    """Whether copies are placed in less time by a reference than atom by atom, with `rank` radial functions.
+def pays(atoms: Atoms, copies: int, pixel_size: float | torch.Tensor) -> bool:
+    """Whether copies are placed in less time by a reference than atom by atom.
 
-    A bell takes about as long to make as to add to three grids. There is no reference of atoms that derivatives are
-    asked of, none of molecules so small that the window's ripples count (ubiquitin would be 5e-3 off), and none of
-    coarse sites, which are few already.
+    A point takes a little longer than an atom, and to make a reference as long as to place 20 copies of it. There is no
+    reference of atoms that derivatives are asked of, none of molecules so small that the window's ripples count
+    (ubiquitin would be 5e-3 off), and none of coarse sites, which are few already.
     """
     coarse = len(atoms) > 0 and float(atoms.b_factors.detach().max()) > _COARSE
     if (
-        copies < 3
+        copies == 0
         or len(atoms) < _FEWEST
         or coarse
         or any(differentiated(x) for x in (atoms.positions, atoms.b_factors, atoms.occupancies, pixel_size))
@@ -62,7 +62,7 @@ def pays(atoms: Atoms, copies: int, pixel_size: float | torch.Tensor, rank: int 
         return False
     size = number(pixel_size)
     points = 50.0 * len(atoms) / size**3 + 200.0 * len(atoms) ** (2 / 3) / size**2  # found with proteins
-    return 4 * points < 0.7 * (3 + rank) * len(atoms)
+    return (1.2 + 20.0 / copies) * points < len(atoms)
 
 
 def reference_slices(

@@ -57,8 +57,8 @@ def tilted_slices(
         As in `potential_slices`.
     copies : {"atoms", "reference"}
         How copies of a molecule are placed: atom by atom, or, where that takes less time, by the points of a reference
-        (`cryosim.specimen.references`): at pixels beyond 3 Å, with an error of about 1e-3. A reference has no gradient
-        in its atoms; where one is asked for they are taken.
+        (`cryosim.specimen.references`): of many copies at pixels beyond 5 Å, with an error of about 1e-3. A
+        reference has no gradient in its atoms; where one is asked for they are taken.
     voltage : float or tensor (), optional
         [kV]; needed where the specimen has an absorption or damage, which depend on it.
     moment : Moment or sequence of Moment, optional
