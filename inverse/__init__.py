@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from inverse.metrics.fsc import ShellCorrelation as ShellCorrelation
     from inverse.metrics.fsc import fsc as fsc
     from inverse.metrics.fsc import measured_region as measured_region
+    from inverse.physics.contrast import ContrastProjection as ContrastProjection
+    from inverse.physics.contrast import EwaldProjection as EwaldProjection
     from inverse.physics.noise import CountingFidelity as CountingFidelity
     from inverse.physics.noise import CountingNoise as CountingNoise
     from inverse.physics.noise import TiltGaussianFidelity as TiltGaussianFidelity
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],
+    "physics.contrast": ["ContrastProjection", "EwaldProjection"],
     "physics.noise": [
         "CountingFidelity",
         "CountingNoise",

@@ -24,7 +24,7 @@ from cryosim.microscope.energy_loss import ICE_LOSSES, LossSpectrum
 from cryosim.microscope.events import Events, histogram
 from cryosim.microscope.exposure import expected_counts
 from cryosim.microscope.gain import gain_corrected
-from cryosim.microscope.optics import Optics, check_per_tilt, displacement
+from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
 from cryosim.microscope.scattering import multislice
 from cryosim.specimen.ice import ImmersedSlices
 from cryosim.specimen.moment import Moment
@@ -128,17 +128,14 @@ def sampling_for(detector: Detector, optics: Optics, **choices) -> Sampling:
 
 def _displacement(optics: Optics, edge: float, wave: float) -> float:
     """How far [Å] the lens carries detail of up to the frequency `edge` [1/Å], at the wavelength [Å]."""
-    turns = torch.arange(16, dtype=torch.float64) * (math.pi / 8)
-    radii = torch.linspace(0, edge, 9, dtype=torch.float64)[:, None]
     with torch.no_grad():
-        moved = displacement(optics, radii * torch.cos(turns), radii * torch.sin(turns))
         slit, cc, voltage = (
             torch.as_tensor(x, dtype=torch.float64).abs()
             for x in (optics.slit, optics.chromatic_aberration, optics.voltage)
         )
         loss = torch.clamp(slit / 2, max=_USUAL_LOSS)  # [eV]
         chromatic = float((1e4 * cc * loss / voltage).max())  # [Å] of defocus
-    return max(float(d.abs().max()) for d in moved) + wave * edge * chromatic
+    return largest_displacement(optics, edge) + wave * edge * chromatic
 
 
 def expected_frames(

@@ -58,6 +58,8 @@ from cryosim.core.fourier import frequencies
 from cryosim.core.record import Record, hidden, item
 
 Number = float | torch.Tensor
+Spacing = Number | tuple[Number, Number]
+"""Of pixels [Å]: one number, or one along y and one along x; each () or (tilt,)."""
 
 # (n, m) of C_nm, the field that holds it, C_nm [Å] per unit of that field, the field of its angle phi_nm
 _POLAR = (
@@ -229,7 +231,7 @@ def check_per_tilt(optics: Optics, n_tilts: int) -> None:
 def aberration(
     optics: Optics,
     shape: tuple[int, int],
-    pixel_size: Number,
+    pixel_size: Spacing,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -243,8 +245,8 @@ def aberration(
         holds a shift of the image by -defocus * t, and coma, astigmatism and defocus from the spherical aberration.
     shape : (int, int)
         (y, x) [px].
-    pixel_size : float or tensor ()
-        [Å].
+    pixel_size : float or tensor (), or a pair of them
+        [Å]; a pair is (y, x), and each of it may be one value or one per tilt (tilt,).
     dtype, device
         Of the result.
 
@@ -282,10 +284,19 @@ def displacement(optics: Optics, kx: torch.Tensor, ky: torch.Tensor) -> tuple[to
     return _slope(optics, ux, uy)
 
 
+def largest_displacement(optics: Optics, edge: float) -> float:
+    """How far [Å] the lens displaces detail of up to the frequency `edge` [1/Å], in any direction and image."""
+    turns = torch.arange(16, dtype=torch.float64) * (math.pi / 8)
+    radii = torch.linspace(0, edge, 9, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        moved = displacement(optics, radii * torch.cos(turns), radii * torch.sin(turns))
+    return max(float(d.abs().max()) for d in moved)
+
+
 def envelope(
     optics: Optics,
     shape: tuple[int, int],
-    pixel_size: Number,
+    pixel_size: Spacing,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -317,7 +328,7 @@ def envelope(
 def aperture_mask(
     optics: Optics,
     shape: tuple[int, int],
-    pixel_size: Number,
+    pixel_size: Spacing,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -339,7 +350,7 @@ def aperture_mask(
 def transfer(
     optics: Optics,
     shape: tuple[int, int],
-    pixel_size: Number,
+    pixel_size: Spacing,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -364,7 +375,7 @@ def transfer(
 def ctf(
     optics: Optics,
     shape: tuple[int, int],
-    pixel_size: Number,
+    pixel_size: Spacing,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -377,8 +388,8 @@ def ctf(
         Its fields may be numbers or tensors (tilt,).
     shape : (int, int)
         (y, x) [px].
-    pixel_size : float or tensor ()
-        [Å].
+    pixel_size : float or tensor (), or a pair of them
+        [Å]; a pair is (y, x), and each of it may be one value or one per tilt (tilt,).
     dtype, device
         Of the result.
 
@@ -434,12 +445,19 @@ def root(square: torch.Tensor) -> torch.Tensor:
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
+def _spacings(pixel_size: Spacing, dtype: torch.dtype, device: torch.device | None) -> list[torch.Tensor]:
+    """Pixel size along y and along x [Å], each () or (tilt, 1, 1)."""
+    pair = pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size)
+    return [per_image(size, dtype, device) for size in pair]
+
+
 def _grid(
-    shape: tuple[int, int], pixel_size: Number, dtype: torch.dtype, device: torch.device | None
+    shape: tuple[int, int], pixel_size: Spacing, dtype: torch.dtype, device: torch.device | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frequencies kx (1, x) and ky (y, 1) [1/Å]."""
-    ky = frequencies(shape[0], pixel_size, dtype=dtype, device=device)[:, None]
-    kx = frequencies(shape[1], pixel_size, dtype=dtype, device=device)[None, :]
+    """Frequencies kx ([tilt,] 1, x) and ky ([tilt,] y, 1) [1/Å]."""
+    along_y, along_x = _spacings(pixel_size, dtype, device)
+    ky = frequencies(shape[0], dtype=dtype, device=device)[:, None] / along_y
+    kx = frequencies(shape[1], dtype=dtype, device=device)[None, :] / along_x
     return kx, ky
 
 
@@ -557,7 +575,7 @@ def _envelope(optics: Optics, kx: torch.Tensor, ky: torch.Tensor) -> torch.Tenso
 
 
 def _aperture(
-    optics: Optics, kx: torch.Tensor, ky: torch.Tensor, shape: tuple[int, int], pixel_size: Number
+    optics: Optics, kx: torch.Tensor, ky: torch.Tensor, shape: tuple[int, int], pixel_size: Spacing
 ) -> torch.Tensor | None:
     """Aperture (..., y, x); None where it is the plain number inf."""
     if not isinstance(optics.aperture, torch.Tensor) and math.isinf(optics.aperture):
@@ -566,14 +584,15 @@ def _aperture(
     edge = 1e-3 * per_image(optics.aperture, kx.dtype, kx.device).clamp(max=1e6)  # [rad]; inf has no slope
     radius = root(ux**2 + uy**2)
     # the angle between neighbouring samples along the direction of u; along x where u is zero
-    step_x, step_y = wave / (shape[1] * pixel_size), wave / (shape[0] * pixel_size)
+    along_y, along_x = _spacings(pixel_size, kx.dtype, kx.device)
+    step_x, step_y = wave / (shape[1] * along_x), wave / (shape[0] * along_y)
     away = radius > 0
     step = root((step_x * ux) ** 2 + (step_y * uy) ** 2) / torch.where(away, radius, 1.0)
     return ((edge - radius) / torch.where(away, step, step_x) + 0.5).clamp(0, 1)
 
 
 def _damping(
-    optics: Optics, shape: tuple[int, int], pixel_size: Number, dtype: torch.dtype, device: torch.device | None
+    optics: Optics, shape: tuple[int, int], pixel_size: Spacing, dtype: torch.dtype, device: torch.device | None
 ) -> torch.Tensor | None:
     """aperture * envelope (..., y, x); None where it is 1."""
     kx, ky = _grid(shape, pixel_size, dtype, device)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -80,7 +81,40 @@ def damped_least_squares(
     max_iterations : int
         On the camera grid; a warning says so when they do not suffice.
     """
-    return _DampedLeastSquares.apply(z, images, angles, damping, geometry, tolerance, max_iterations)
+
+    def forward(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        return project(x, angles, geometry)
+
+    def solved(z, images, damping, angles) -> tuple[torch.Tensor, int]:
+        return solve(z, images, angles, damping, geometry, tolerance, max_iterations)
+
+    return minimiser(Damped(forward, solved, tolerance, max_iterations), z, images, damping, angles)
+
+
+class Damped(NamedTuple):
+    """How to minimise |A x - y|^2 + damping |x - z|^2.
+
+    Attributes
+    ----------
+    forward : callable (x, *parameters) -> A x
+        Differentiable.
+    solve : callable (z, y, damping, *parameters) -> (x, iterations)
+        Without gradients; the iterations are max_iterations + 1 where the tolerance was not reached.
+    tolerance : float
+    max_iterations : int
+    """
+
+    forward: Callable[..., torch.Tensor]
+    solve: Callable[..., tuple[torch.Tensor, int]]
+    tolerance: float
+    max_iterations: int
+
+
+def minimiser(
+    system: Damped, z: torch.Tensor, y: torch.Tensor, damping: torch.Tensor, *parameters: torch.Tensor
+) -> torch.Tensor:
+    """The x of `system`, differentiable in z, y, damping and the parameters by the optimality condition."""
+    return _Minimiser.apply(system, z, y, damping, *parameters)
 
 
 def solve(
@@ -102,7 +136,7 @@ def solve(
 
     precondition = _edgeless_inverse(angles, damping, geometry, z)
     target = backproject(images, angles, geometry) + damping * z
-    return _conjugate_gradients(normal, precondition, target, tolerance, max_iterations)
+    return conjugate_gradients(normal, precondition, target, tolerance, max_iterations, by_row=True)
 
 
 def largest_eigenvalue(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
@@ -114,7 +148,7 @@ def gram_matrices(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """G (k, tilt, tilt) [voxel^2] of equation (1), complex128."""
     slope = slopes(angles)
     turns = frequencies(geometry, angles.device)[:, None, None] * (slope[:, None] - slope[None, :])
-    scale = _tilt_weights(angles, geometry) * resolved(angles, geometry)  # (k, tilt)
+    scale = edge_weights(angles, geometry)
     return _dirichlet(turns, geometry.depth) * (scale[:, :, None] * scale[:, None, :])
 
 
@@ -131,7 +165,7 @@ def backproject_filtered(
     """
     seen = action(image_frequencies(images, angles, geometry))  # (k, tilt, row)
     pairs = torch.stack([seen.real, seen.imag], 2).flatten(1, 2).to(images.dtype)  # (k, 2 tilt, row)
-    weights = _tilt_weights(angles, geometry) * resolved(angles, geometry) / geometry.period**0.5
+    weights = edge_weights(angles, geometry) / geometry.period**0.5
     weights = weights * pair_weights(geometry, images.device)[:, None]
     matrices = shear_matrices(angles, geometry, weights, images)
     return transform_x_adjoint(shear_adjoint(matrices, pairs), geometry)
@@ -152,46 +186,43 @@ def gram_solver(
     return lambda seen: torch.cholesky_solve(seen, factor)
 
 
-class _DampedLeastSquares(torch.autograd.Function):
+class _Minimiser(torch.autograd.Function):
     @staticmethod
-    def forward(z, images, angles, damping, geometry, tolerance, max_iterations):
-        x, iterations = solve(z, images, angles, damping, geometry, tolerance, max_iterations)
-        if iterations > max_iterations:
+    def forward(system, z, y, damping, *parameters):
+        x, iterations = system.solve(z, y, damping, *parameters)
+        if iterations > system.max_iterations:
             warnings.warn(
-                f"damped_least_squares: {max_iterations} iterations did not reach the tolerance {tolerance:g}; the "
-                "result is approximate. Allow more iterations or a stronger damping (a smaller gamma).",
+                f"damped least squares: {system.max_iterations} iterations did not reach the tolerance "
+                f"{system.tolerance:g}; the result is approximate. Allow more iterations or a stronger damping (a "
+                "smaller gamma).",
                 stacklevel=2,
             )
         return x
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        z, images, angles, damping, *ctx.settings = inputs
-        ctx.save_for_backward(z, images, angles, damping, output)
+        ctx.system, *tensors = inputs
+        ctx.save_for_backward(*tensors, output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         *inputs, x = ctx.saved_tensors
-        geometry, tolerance, max_iterations = ctx.settings
-        _, images, angles, damping = inputs
-        v, _ = solve(gradient / damping, torch.zeros_like(images), angles, damping, geometry, tolerance, max_iterations)
+        z, y, damping, *parameters = inputs
+        v, _ = ctx.system.solve(gradient / damping, torch.zeros_like(y), damping, *parameters)
         with torch.enable_grad():
-            z, images, angles, damping = (
-                t.detach().requires_grad_(needed) for t, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
-            )
-            misfit = images - project(x, angles, geometry)
-            change = (project(v, angles, geometry) * misfit).sum() + damping * (v * (z - x)).sum()
-        wanted = [t for t in (z, images, angles, damping) if t.requires_grad]
-        found = iter(torch.autograd.grad(change, wanted))
-        return *(next(found) if t.requires_grad else None for t in (z, images, angles, damping)), None, None, None
+            fresh = [t.detach().requires_grad_(n) for t, n in zip(inputs, ctx.needs_input_grad[1:], strict=True)]
+            z, y, damping, *parameters = fresh
+            misfit = y - ctx.system.forward(x, *parameters)
+            change = (ctx.system.forward(v, *parameters) * misfit).sum() + damping * (v * (z - x)).sum()
+        found = iter(torch.autograd.grad(change, [t for t in fresh if t.requires_grad], allow_unused=True))
+        return None, *(next(found) if t.requires_grad else None for t in fresh)
 
 
 def _edgeless_inverse(angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor):
     """Equation (3) as a function of a volume (z, row, x)."""
     damping = torch.maximum(damping.double(), PRECONDITIONER_FLOOR * largest_eigenvalue(angles, geometry))
-    weights = _tilt_weights(angles, geometry) * resolved(angles, geometry)
-    matrices = shear_matrices(angles, geometry, weights, like)
+    matrices = shear_matrices(angles, geometry, edge_weights(angles, geometry), like)
     inverse = torch.cholesky_inverse(_factor(angles, damping, geometry))  # (k, tilt, tilt)
     rows = [torch.stack([inverse.real, -inverse.imag], -1), torch.stack([inverse.imag, inverse.real], -1)]
     small = torch.stack(rows, 2).flatten(3).flatten(1, 2).to(like.dtype)  # (k, 2 tilt, 2 tilt), pairs tilt-major
@@ -204,36 +235,43 @@ def _edgeless_inverse(angles: torch.Tensor, damping: torch.Tensor, geometry: Til
     return apply
 
 
-def _conjugate_gradients(
-    operator, precondition, target: torch.Tensor, tolerance: float, max_iterations: int
+def conjugate_gradients(
+    operator: Callable[[torch.Tensor], torch.Tensor],
+    precondition: Callable[[torch.Tensor], torch.Tensor],
+    target: torch.Tensor,
+    tolerance: float,
+    max_iterations: int,
+    *,
+    by_row: bool,
 ) -> tuple[torch.Tensor, int]:
-    """Preconditioned conjugate gradients on volumes (z, row, x), each row a problem of its own.
+    """Preconditioned conjugate gradients on volumes (z, row, x), where `by_row` each row a problem of its own.
 
     Polak-Ribière's form of beta, which forgives a preconditioner that is symmetric only to rounding. The count is
     max_iterations + 1 where the tolerance was not reached.
     """
+    axes = (0, 2) if by_row else (0, 1, 2)
+
+    def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * b).sum(axes, keepdim=True)
+
     x, residual = torch.zeros_like(target), target
     goal = tolerance * target.norm()
     if not goal > 0:
         return x, 0
     direction = preconditioned = precondition(residual)
-    product = _by_row(residual, preconditioned)
+    product = inner(residual, preconditioned)
     for iteration in range(1, max_iterations + 1):
         image = operator(direction)
-        step = _ratio(product, _by_row(direction, image))
+        step = _ratio(product, inner(direction, image))
         x = x + step * direction
         previous, residual = residual, residual - step * image
         if residual.norm() <= goal:
             return x, iteration
         preconditioned = precondition(residual)
-        beta = _ratio(_by_row(residual - previous, preconditioned), product)
-        product = _by_row(residual, preconditioned)
+        beta = _ratio(inner(residual - previous, preconditioned), product)
+        product = inner(residual, preconditioned)
         direction = preconditioned + beta * direction
     return x, max_iterations + 1
-
-
-def _by_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum((0, 2), keepdim=True)
 
 
 def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -243,6 +281,11 @@ def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _tilt_weights(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """b (tilt,) of equation (1)."""
     return cosines(angles) ** (-1.0 if geometry.grid == "stretched" else -0.5)
+
+
+def edge_weights(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """b (k, tilt) of equation (1), 0 where a frequency is not resolved."""
+    return _tilt_weights(angles, geometry) * resolved(angles, geometry)
 
 
 def _factor(angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:

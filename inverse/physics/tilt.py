@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from deepinv.physics import LinearPhysics
-from torch.nn import functional
 
+from inverse.physics.base import TiltPhysics
 from inverse.physics.closed_form import damped_least_squares, largest_eigenvalue
 from inverse.physics.spectral import Grid, TiltGeometry, backproject, project, tilt_geometry
 
 
-class TiltProjection(LinearPhysics):
+class TiltProjection(TiltPhysics):
     """Projections of a volume at tilts about y: line integrals in voxels, exact for band-limited volumes.
 
     Volumes are (batch, channel, z, y, x), images (batch, channel, tilt, y, x). All methods are differentiable in the
@@ -45,9 +44,6 @@ class TiltProjection(LinearPhysics):
     The derivation stands in `inverse.physics.spectral` and `inverse.physics.closed_form`.
     """
 
-    angles: torch.Tensor
-    scale: torch.Tensor
-
     def __init__(
         self,
         angles: Sequence[float] | torch.Tensor,
@@ -60,24 +56,12 @@ class TiltProjection(LinearPhysics):
         max_iterations: int = 100,
         **physics,
     ) -> None:
-        super().__init__(img_size=(1, *volume_shape), tol=tolerance, max_iter=max_iterations, **physics)
-        if not (isinstance(angles, torch.Tensor) and angles.is_floating_point()):
-            angles = torch.as_tensor(angles, dtype=torch.float64)
-        angles = angles[None] if angles.ndim == 1 else angles
-        if angles.ndim != 2 or angles.numel() == 0 or not torch.isfinite(angles).all():
-            raise ValueError(
-                f"angles: expected finite numbers of shape (tilt,) or (batch, tilt) [deg], got {tuple(angles.shape)} "
-                f"of {angles.dtype}."
-            )
-        if len(volume_shape) != 3 or min(volume_shape) < 1:
-            raise ValueError(f"volume_shape: expected three sizes (z, y, x), got {tuple(volume_shape)}.")
-        self.volume_shape = tuple(volume_shape)
-        self.image_shape = tuple(image_shape or volume_shape[1:])
-        self._reach(angles, grid)
-        self.register_buffer("angles", angles)
-        self.register_buffer("scale", torch.ones((), dtype=angles.dtype))
+        super().__init__(
+            angles, volume_shape, image_shape, tolerance=tolerance, max_iterations=max_iterations, **physics
+        )
+        self._reach(self.angles, grid)
         if normalize:
-            self.scale = _norm(angles[0].detach(), self.geometry).to(angles.dtype)
+            self.scale = _norm(self.angles[0].detach(), self.geometry).to(self.angles.dtype)
 
     def update_parameters(self, angles: torch.Tensor | None = None, **kwargs) -> None:
         """Take new angles (tilt,) or (batch, tilt) [deg]; steeper ones than so far get a longer period.
@@ -120,71 +104,18 @@ class TiltProjection(LinearPhysics):
 
         return self._each(act, self.fit_rows(y) / self.scale.to(y))
 
-    def prox_l2(
-        self,
-        z: torch.Tensor | float | None,
-        y: torch.Tensor,
-        gamma: float | torch.Tensor,
-        solver: str | None = None,
-        max_iter: int | None = None,
-        tol: float | None = None,
-        verbose: bool = False,
-        **kwargs,
+    def _least_damping(self, dtype: torch.dtype) -> float:
+        return 1e-12 if self.geometry.grid == "stretched" and dtype == torch.float64 else 1e-6
+
+    def squared_norm(self) -> torch.Tensor:
+        """|A|^2 () of the operator without edges, which may only lessen it."""
+        return largest_eigenvalue(self.angles[0].detach(), self.geometry) / self.scale**2
+
+    def _solve(
+        self, z: torch.Tensor, y: torch.Tensor, damping: torch.Tensor, tolerance: float, max_iterations: int
     ) -> torch.Tensor:
-        """Minimiser of gamma / 2 |A x - y|^2 + 1/2 |x - z|^2.
-
-        In closed form on the stretched grid; on the camera's by conjugate gradients preconditioned with it, to `tol`.
-
-        Parameters
-        ----------
-        z : tensor (batch, channel, z, y, x), number or None
-        y : tensor (batch, channel, tilt, y, x)
-        gamma : float or tensor () or (batch,)
-        max_iter, tol
-            Instead of the operator's own, for this call.
-        solver, verbose, **kwargs
-            deepinv's choice of an iterative solver, which is not needed here.
-
-        Raises
-        ------
-        ValueError
-            For a gamma that is not positive, or data of another shape.
-        """
-        self.expect_images(y)
-        volume = (*y.shape[:2], *self.volume_shape)
-        z = z.to(y).expand(volume) if isinstance(z, torch.Tensor) else y.new_full(volume, float(z or 0.0))
-        gamma = torch.as_tensor(gamma, dtype=y.dtype, device=y.device).reshape(-1)
-        if len(gamma) not in (1, len(y)) or not (gamma > 0).all():
-            raise ValueError(
-                f"prox_l2: expected a positive gamma, or one for each of {len(y)} items, got {gamma.tolist()}."
-            )
-        return self._solve(z, y, self.scale.to(y) ** 2 / gamma, tol, max_iter)
-
-    def A_dagger(
-        self,
-        y: torch.Tensor,
-        solver: str | None = None,
-        max_iter: int | None = None,
-        tol: float | None = None,
-        verbose: bool = False,
-        **kwargs,
-    ) -> torch.Tensor:
-        """Least-squares solution of least norm: `prox_l2` about 0 with next to no damping.
-
-        The damping, in units of |A|^2, is near the rounding error of the closed form (1e-6 in float32, 1e-12 in
-        float64) and 1e-6 on the camera grid, where iterations would resolve no less. Arguments as in `prox_l2`.
-        """
-        z = y.new_zeros((*y.shape[:2], *self.volume_shape))
-        least = 1e-12 if self.geometry.grid == "stretched" and y.dtype == torch.float64 else 1e-6
-        damping = least * largest_eigenvalue(self.angles[0].detach(), self.geometry)
-        return self._solve(z, y, damping.to(y).reshape(1), tol, max_iter)
-
-    def _solve(self, z, y, damping, tol, max_iter) -> torch.Tensor:
-        """Damped least squares for each item; `damping` (1 or batch,) belongs to the operator without its scale."""
-        damping = damping.expand(y.shape[0])
-        settings = {"tolerance": tol or self.tol, "max_iterations": max_iter or self.max_iter}
-        y = self.fit_rows(y) * self.scale.to(y)
-        angles = self.angles.expand(y.shape[0], -1)
+        settings = {"tolerance": tolerance, "max_iterations": max_iterations}
+        y, angles = self.fit_rows(y), self.angles.expand(y.shape[0], -1)
         items = []
         for z_item, y_item, tilts, lam in zip(z, y, angles, damping, strict=True):
             # channels are more rows of the same problem
@@ -204,23 +135,6 @@ class TiltProjection(LinearPhysics):
             raise ValueError(f"angles: expected one row, or one for each of {b} items, got {self.angles.shape[0]}.")
         items = [act(item.movedim(0, 1).flatten(1, 2), t) for item, t in zip(batch, self.angles, strict=True)]
         return torch.stack([out.unflatten(1, (c, rows)).movedim(1, 0) for out in items])
-
-    def expect_images(self, images: torch.Tensor) -> None:
-        """Raise ValueError unless `images` are what this operator makes."""
-        self._expect(images, (self.angles.shape[-1], *self.image_shape), "images (batch, channel, tilt, y, x)")
-
-    def fit_rows(self, images: torch.Tensor, rows: int | None = None) -> torch.Tensor:
-        """Images cut or padded with zeros to `rows` (those of the volume), about the centre row n // 2."""
-        rows = self.volume_shape[1] if rows is None else rows
-        before = rows // 2 - images.shape[-2] // 2
-        after = rows - images.shape[-2] - before
-        return functional.pad(images, (0, 0, before, after)) if before or after else images
-
-    def _expect(self, given: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
-        if given.ndim != 5 or tuple(given.shape[2:]) != tuple(shape):
-            raise ValueError(
-                f"TiltProjection: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
-            )
 
 
 def _norm(angles: torch.Tensor, geometry: TiltGeometry, iterations: int = 60) -> torch.Tensor:

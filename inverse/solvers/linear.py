@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from cryosim.core.fourier import band_limit
-from inverse.physics.closed_form import backproject_filtered, gram_matrices, gram_solver, largest_eigenvalue
+from inverse.physics.closed_form import backproject_filtered, gram_matrices, gram_solver
 from inverse.physics.spectral import TiltGeometry, cosines, frequencies, resolved
 
 Filter = Literal["ramp", "exact"]
@@ -23,6 +23,7 @@ class TiltOperator(Protocol):
 
     def expect_images(self, images: torch.Tensor, /) -> None: ...
     def fit_rows(self, images: torch.Tensor, /) -> torch.Tensor: ...
+    def squared_norm(self) -> torch.Tensor: ...
     def prox_l2(self, z: None, y: torch.Tensor, gamma: float | torch.Tensor, /) -> torch.Tensor: ...
 
 
@@ -84,7 +85,7 @@ def least_squares(
     """
     batch, flat = _as_batch(physics, images)
     if weight is None:
-        weight = 0.01 * largest_eigenvalue(physics.angles[0].detach(), physics.geometry) / physics.scale**2
+        weight = 0.01 * physics.squared_norm()
     if not float(weight) > 0:
         raise ValueError(f"least_squares: expected a positive weight, got {float(weight)}.")
     if open_sides and physics.geometry.grid == "camera":

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from cryosim.microscope.optics import Optics
+from inverse.physics.contrast import ContrastProjection
 from inverse.physics.tilt import TiltProjection
 
 
@@ -27,6 +29,17 @@ def _tilt(volume, n_tilts=9, image=None, **options) -> Case:
     return Case(make, volume, (n_tilts, *(image or volume[1:])), ("angles",))
 
 
+def _contrast(volume, n_tilts=5, image=None, **options) -> Case:
+    """Volts at which a projection through the lens is about as strong as one without."""
+    angles = torch.linspace(-60, 57, n_tilts, dtype=torch.float64)
+    optics = Optics(80.0, torch.linspace(1000, 1600, n_tilts), astigmatism=200.0, phase_shift=20.0)
+
+    def make(**more) -> ContrastProjection:
+        return ContrastProjection(angles, volume, 3.0, optics, image, **(options | {"normalize": True} | more))
+
+    return Case(make, volume, (n_tilts, *(image or volume[1:])), ("angles",))
+
+
 OPERATORS = {
     "tilt camera, even": _tilt((8, 4, 16)),
     "tilt camera, odd": _tilt((7, 3, 15)),
@@ -39,6 +52,13 @@ OPERATORS = {
     "tilt stretched, even": _tilt((8, 4, 16), grid="stretched"),
     "tilt stretched, odd": _tilt((7, 3, 15), grid="stretched"),
     "tilt stretched, unit norm": _tilt((9, 3, 12), grid="stretched", normalize=True),
+    "contrast camera, plane, even": _contrast((6, 8, 12)),
+    "contrast camera, plane, odd, large image": _contrast((5, 7, 9), image=(9, 13)),
+    "contrast camera, no heights": _contrast((6, 7, 10), heights="none"),
+    "contrast stretched, no heights": _contrast((5, 7, 12), grid="stretched", heights="none"),
+    "contrast stretched, plane": _contrast((4, 6, 11), grid="stretched"),
+    "ewald camera": _contrast((7, 6, 9), heights="all"),
+    "ewald camera, other hand": _contrast((6, 5, 8), heights="all", hand=-1),
 }
 
 
