@@ -7,25 +7,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inverse.metrics.directional import DirectionalCorrelation as DirectionalCorrelation
+    from inverse.metrics.directional import directional_fsc as directional_fsc
     from inverse.metrics.fsc import ShellCorrelation as ShellCorrelation
     from inverse.metrics.fsc import fsc as fsc
     from inverse.metrics.fsc import measured_region as measured_region
+    from inverse.metrics.halves import half_maps as half_maps
+    from inverse.metrics.local_resolution import local_resolution as local_resolution
     from inverse.physics.contrast import ContrastProjection as ContrastProjection
     from inverse.physics.contrast import EwaldProjection as EwaldProjection
+    from inverse.physics.deformed import DeformedProjection as DeformedProjection
+    from inverse.physics.multislice import MultisliceProjection as MultisliceProjection
     from inverse.physics.noise import CountingFidelity as CountingFidelity
     from inverse.physics.noise import CountingNoise as CountingNoise
     from inverse.physics.noise import TiltGaussianFidelity as TiltGaussianFidelity
     from inverse.physics.noise import TiltGaussianNoise as TiltGaussianNoise
     from inverse.physics.noise import counting_model as counting_model
     from inverse.physics.tilt import TiltProjection as TiltProjection
+    from inverse.physics.wedge import crowther_resolution as crowther_resolution
+    from inverse.physics.wedge import elongation as elongation
+    from inverse.physics.wedge import measured as measured
+    from inverse.physics.wedge import measured_share as measured_share
+    from inverse.physics.wedge import noise_gain as noise_gain
     from inverse.reconstruction import Reconstruction as Reconstruction
     from inverse.reconstruction import reconstruct as reconstruct
     from inverse.solvers.linear import least_squares as least_squares
     from inverse.solvers.linear import wbp as wbp
+    from inverse.solvers.nonlinear import gauss_newton as gauss_newton
 
 _HOMES = {
+    "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],
+    "metrics.halves": ["half_maps"],
+    "metrics.local_resolution": ["local_resolution"],
     "physics.contrast": ["ContrastProjection", "EwaldProjection"],
+    "physics.deformed": ["DeformedProjection"],
+    "physics.multislice": ["MultisliceProjection"],
     "physics.noise": [
         "CountingFidelity",
         "CountingNoise",
@@ -34,8 +51,10 @@ _HOMES = {
         "counting_model",
     ],
     "physics.tilt": ["TiltProjection"],
+    "physics.wedge": ["crowther_resolution", "elongation", "measured", "measured_share", "noise_gain"],
     "reconstruction": ["Reconstruction", "reconstruct"],
     "solvers.linear": ["least_squares", "wbp"],
+    "solvers.nonlinear": ["gauss_newton"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

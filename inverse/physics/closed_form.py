@@ -244,12 +244,12 @@ def conjugate_gradients(
     *,
     by_row: bool,
 ) -> tuple[torch.Tensor, int]:
-    """Preconditioned conjugate gradients on volumes (z, row, x), where `by_row` each row a problem of its own.
+    """Preconditioned conjugate gradients; `by_row`, on volumes (z, row, x), each row is a problem of its own.
 
     Polak-Ribière's form of beta, which forgives a preconditioner that is symmetric only to rounding. The count is
     max_iterations + 1 where the tolerance was not reached.
     """
-    axes = (0, 2) if by_row else (0, 1, 2)
+    axes = (0, 2) if by_row else tuple(range(target.ndim))
 
     def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a * b).sum(axes, keepdim=True)

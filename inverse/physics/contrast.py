@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -80,6 +80,9 @@ class ContrastProjection(TiltPhysics):
     The derivation stands in `inverse.physics.heights` and `inverse.physics.contrast_inverse`.
     """
 
+    parameter_names: ClassVar[tuple[str, ...]] = ("angles", *_LENS, "shifts")
+    """Of the buffers, each (1 or batch, ...)."""
+
     defocus: torch.Tensor
     astigmatism: torch.Tensor
     astigmatism_angle: torch.Tensor
@@ -145,7 +148,7 @@ class ContrastProjection(TiltPhysics):
         ValueError
             For tilts of 89 degrees or more, or values of another shape.
         """
-        for name in ("angles", *_LENS, "shifts"):
+        for name in self.parameter_names:
             value = parameters.get(name)
             if value is None:
                 continue
@@ -166,7 +169,7 @@ class ContrastProjection(TiltPhysics):
         self.update_parameters(**parameters)
         self._expect(x, self.volume_shape, "a volume (batch, channel, z, y, x)")
         items = [
-            torch.stack([self._cut(see(volume, imaging)) for volume in item])
+            torch.stack([self._cut(self._see(volume, imaging)) for volume in item])
             for item, imaging in zip(x, self._imagings(x), strict=True)
         ]
         return torch.stack(items) / self.scale.to(x)
@@ -176,10 +179,17 @@ class ContrastProjection(TiltPhysics):
         self.update_parameters(**parameters)
         self.expect_images(y)
         items = [
-            torch.stack([see_adjoint(self._padded(images), imaging) for images in item])
+            torch.stack([self._see_adjoint(self._padded(images), imaging) for images in item])
             for item, imaging in zip(y / self.scale.to(y), self._imagings(y), strict=True)
         ]
         return torch.stack(items)
+
+    def _see(self, volume: torch.Tensor, imaging: Imaging) -> torch.Tensor:
+        """Contrast (tilt, y, u) of a volume (z, y, x) on the padded field, without the scale."""
+        return see(volume, imaging)
+
+    def _see_adjoint(self, images: torch.Tensor, imaging: Imaging) -> torch.Tensor:
+        return see_adjoint(images, imaging)
 
     # ------------------------------------------------------------------------------------------------------- geometry
 
@@ -223,7 +233,7 @@ class ContrastProjection(TiltPhysics):
 
     def _imagings(self, like: torch.Tensor) -> list[Imaging]:
         """How each item of a batch becomes its images; one for all where they share their parameters."""
-        counts = {len(getattr(self, name)) for name in ("angles", *_LENS, "shifts")} - {1}
+        counts = {len(getattr(self, name)) for name in self.parameter_names} - {1}
         if counts - {len(like)}:
             raise ValueError(f"{type(self).__name__}: expected parameters of one or {len(like)} items, got {counts}.")
         several = [self._imaging(i, like.dtype) for i in range(len(like) if counts else 1)]
@@ -249,7 +259,7 @@ class ContrastProjection(TiltPhysics):
     def _solve(
         self, z: torch.Tensor, y: torch.Tensor, damping: torch.Tensor, tolerance: float, max_iterations: int
     ) -> torch.Tensor:
-        names = ("angles", *_LENS, "shifts")
+        names = self.parameter_names
         items = []
         for i, (volumes, stacks) in enumerate(zip(z, y, strict=True)):
             parameters = [self._of(name, i) for name in names]
@@ -271,21 +281,21 @@ class ContrastProjection(TiltPhysics):
 
         def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
             own = with_parameters(parameters)
-            return own._cut(see(x, own._imaging(0, x.dtype)))
+            return own._cut(own._see(x, own._imaging(0, x.dtype)))
 
         def solve(z, y, damping, *parameters) -> tuple[torch.Tensor, int]:
             own = with_parameters(parameters)
             imaging = own._imaging(0, z.dtype)
             if own._is_closed():
                 action = contrast_solver(imaging.angles, damping, own.geometry, own._constant())
-                rest = y - own._cut(see(z, imaging))
+                rest = y - own._cut(own._see(z, imaging))
                 return z + backproject_filtered(rest, imaging.angles, own.geometry, action), 0
 
             def normal(x: torch.Tensor) -> torch.Tensor:
-                return see_adjoint(own._padded(own._cut(see(x, imaging))), imaging) + damping * x
+                return own._see_adjoint(own._padded(own._cut(own._see(x, imaging))), imaging) + damping * x
 
             precondition = edgeless_inverse(imaging.angles, damping, own.geometry, own._constant(), z)
-            target = see_adjoint(own._padded(y), imaging) + damping * z
+            target = own._see_adjoint(own._padded(y), imaging) + damping * z
             return conjugate_gradients(normal, precondition, target, tolerance, max_iterations, by_row=False)
 
         return Damped(forward, solve, tolerance, max_iterations)

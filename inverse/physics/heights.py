@@ -30,7 +30,7 @@ image of one defocus. As many nodes are taken as the largest phase needs for a g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,8 @@ class Imaging(NamedTuple):
         L_q at the heights of (1).
     transfers : tensor (q, tilt, ky, kx)
         From line integrals [V·voxel] to the contrast, on the half plane.
+    item : int
+        Its number in the batch.
     """
 
     angles: torch.Tensor
@@ -69,32 +71,47 @@ class Imaging(NamedTuple):
     shares: torch.Tensor
     across: torch.Tensor
     transfers: torch.Tensor
+    item: int = 0
 
 
 def see(volume: torch.Tensor, imaging: Imaging) -> torch.Tensor:
     """Contrast (tilt, y, u) on the padded image of a volume (z, y, x) [V]."""
-    lines = [
-        fitted(project(volume * share[:, None, None], imaging.angles, imaging.geometry), imaging.padded_rows, -2)
-        for share in imaging.shares
-    ]
-    spectrum = torch.zeros((), dtype=volume.dtype)
+    return contrast(
+        [
+            fitted(project(volume * share[:, None, None], imaging.angles, imaging.geometry), imaging.padded_rows, -2)
+            for share in imaging.shares
+        ],
+        imaging,
+    )
+
+
+def see_adjoint(images: torch.Tensor, imaging: Imaging) -> torch.Tensor:
+    """Adjoint of `see`: a volume (z, y, x) from padded images (tilt, y, u)."""
+    volume = torch.zeros((), dtype=images.dtype)
+    for lines, share in zip(contrast_adjoint(images, imaging), imaging.shares, strict=True):
+        back = backproject(fitted(lines, imaging.rows, -2), imaging.angles, imaging.geometry)
+        volume = volume + back * share[:, None, None]
+    return volume
+
+
+def contrast(lines: Sequence[torch.Tensor], imaging: Imaging) -> torch.Tensor:
+    """Equation (3): contrast (tilt, y, u) of line integrals [V·voxel], such images for each node in z."""
+    spectrum = torch.zeros((), dtype=lines[0].dtype)
     for across, transfer in zip(imaging.across, imaging.transfers, strict=True):
         field = sum((a[:, None] * line for a, line in zip(across, lines, strict=True)), torch.zeros_like(lines[0]))
         spectrum = spectrum + torch.fft.rfft2(field) * transfer
     return torch.fft.irfft2(spectrum, s=(imaging.padded_rows, imaging.geometry.image_width))
 
 
-def see_adjoint(images: torch.Tensor, imaging: Imaging) -> torch.Tensor:
-    """Adjoint of `see`: a volume (z, y, x) from padded images (tilt, y, u)."""
+def contrast_adjoint(images: torch.Tensor, imaging: Imaging) -> list[torch.Tensor]:
+    """Adjoint of `contrast`."""
     spectrum = torch.fft.rfft2(images)
     size = (imaging.padded_rows, imaging.geometry.image_width)
     fields = [torch.fft.irfft2(spectrum * transfer.conj(), s=size) for transfer in imaging.transfers]
-    volume = torch.zeros((), dtype=images.dtype)
-    for j, share in enumerate(imaging.shares):
-        weighted = sum((a[j][:, None] * f for a, f in zip(imaging.across, fields, strict=True)), torch.zeros(()))
-        lines = fitted(torch.as_tensor(weighted), imaging.rows, -2)
-        volume = volume + backproject(lines, imaging.angles, imaging.geometry) * share[:, None, None]
-    return volume
+    return [
+        torch.stack([a[j][:, None] * field for a, field in zip(imaging.across, fields, strict=True)]).sum(0)
+        for j in range(len(imaging.shares))
+    ]
 
 
 def node_counts(
