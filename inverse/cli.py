@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryosim.cli import clear_errors, progress_bars
+
+if TYPE_CHECKING:
+    from cryosim.acquisition.series import TiltSeries
 
 app = typer.Typer(no_args_is_help=True, help="From tilt series to tomograms.", pretty_exceptions_enable=False)
 
@@ -68,14 +71,22 @@ def reconstruct(
     ctf: Annotated[_Correction, typer.Option(help="Correction of the contrast transfer.")] = _Correction.flip,
     low_pass: Annotated[float | None, typer.Option(min=0, help="Finest period to keep [Å].")] = None,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
+    alignment: Annotated[
+        Path | None, typer.Option(help="Of the series: .xf (IMOD), .aln (AreTomo), .star (RELION 5) or .xml (Warp).")
+    ] = None,
+    angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
 ) -> None:
-    """Reconstruct a tomogram."""
+    """Reconstruct a tomogram.
+
+    With --alignment, --angles or --exclude, empty images are left out, and what is not given is taken from the files
+    beside the series.
+    """
     with clear_errors(), progress_bars() as report:
         from cryosim.io.mrc import write_volume
-        from cryosim.io.series import read_series
         from inverse.reconstruction import reconstruct as run_reconstruct
 
-        given = read_series(series, pixel_size=pixel_size)
+        given = _read(series, pixel_size, alignment, angles, exclude)
         path = _writable(output or series.with_name(f"{_stem(series)}_{method.value}.mrc"), series)
         made = run_reconstruct(
             given,
@@ -88,6 +99,23 @@ def reconstruct(
         )
         write_volume(path, made.volume)
     typer.echo(path)
+
+
+def _read(
+    series: Path, pixel_size: float | None, alignment: Path | None, angles: Path | None, exclude: str | None
+) -> TiltSeries:
+    if alignment is None and angles is None and exclude is None:
+        from cryosim.io.series import read_series
+
+        return read_series(series, pixel_size=pixel_size)
+    from cryosim.io.import_series import import_series
+
+    sections = (exclude or "").replace(",", " ").split()
+    if not all(section.isdecimal() for section in sections):
+        raise ValueError(f"--exclude: expected sections such as 3,17, counted from 0, got {exclude!r}.")
+    return import_series(
+        series, pixel_size=pixel_size, alignment=alignment, angles=angles, exclude=[int(s) for s in sections]
+    )
 
 
 def _stem(series: Path) -> str:

@@ -20,6 +20,7 @@ from cryosim.io.examples import example_path as example_path
 from cryosim.io.files import FormatError as FormatError
 from cryosim.io.files import atomic_write as atomic_write
 from cryosim.io.imod import write_xf as write_xf
+from cryosim.io.import_series import import_series as import_series
 from cryosim.io.labels import Label as Label
 from cryosim.io.labels import read_label_table as read_label_table
 from cryosim.io.labels import read_labels as read_labels

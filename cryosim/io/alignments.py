@@ -30,12 +30,13 @@ import torch
 
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.record import Record, item
-from cryosim.core.rotation import tilt_rotation
+from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.io.files import FormatError, existing_file
 
 LARGEST = 2**26  # [byte] of an alignment file
 
 _SAME = 1e-3  # [deg], to which files tell the axis
+_RIGID = 1e-3  # of a matrix: AreTomo writes three digits
 _APART = 5.0  # [deg]: what an alignment may find between neighbouring tilts
 
 
@@ -58,6 +59,56 @@ class Alignment(Record):
 
     def __len__(self) -> int:
         return self.angles.shape[0]
+
+
+class Geometry(NamedTuple):
+    """What a file says of the sections of a stack, with all that an `Alignment` cannot hold.
+
+    A point p [Å] is seen at the sample n // 2 + (shift + matrix [R_y(angle) p]_xy) / pixel_size.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    angles : tensor (row,)
+        [deg].
+    matrices : tensor (row, 2, 2)
+        R_z(axis_angle), times magnification and stretch.
+    shifts : tensor (row, 2)
+        (x, y) [Å].
+    used : tensor (row,)
+        False where the program left the image out.
+    sections : tensor (row,) or None
+        Section of the stack, counted from 0; None when the file does not number them.
+    nominal : tensor (row,) or None
+        Angles the stage was asked for [deg].
+    prior_doses : tensor (row,) or None
+        What the specimen had seen before [e-/Å^2].
+    movies : tuple of str or None
+        File with the frames of each.
+    stack_shape : (int or None, float, float) or None
+        Sections, and (y, x) of an image, of the stack that was aligned; numbers of images of Warp are not told.
+    pixel_size : float or None
+        Of that stack, if the shifts in the file are in Å and it is told nevertheless.
+    """
+
+    path: Path
+    angles: torch.Tensor
+    matrices: torch.Tensor
+    shifts: torch.Tensor
+    used: torch.Tensor
+    sections: torch.Tensor | None = None
+    nominal: torch.Tensor | None = None
+    prior_doses: torch.Tensor | None = None
+    movies: tuple[str, ...] | None = None
+    stack_shape: tuple[int | None, float, float] | None = None
+    pixel_size: float | None = None
+
+    @property
+    def axis_angles(self) -> torch.Tensor:
+        """In-plane angle of the tilt axis (row,) [deg]: of the rotation nearest to the matrix."""
+        m = self.matrices
+        return torch.rad2deg(torch.atan2(m[:, 1, 0] - m[:, 0, 1], m[:, 0, 0] + m[:, 1, 1]))
 
 
 class Sections(NamedTuple):
@@ -144,23 +195,49 @@ def read_alignment(
     ValueError
         When the pixel size or image shape is needed and missing.
     """
+    return alignment_of(
+        read_geometry(
+            path,
+            pixel_size=pixel_size,
+            image_shape=image_shape,
+            volume_shape=volume_shape,
+            voxel_size=voxel_size,
+            name=name,
+        )
+    )
+
+
+def read_geometry(
+    path: str | Path,
+    *,
+    pixel_size: float | None = None,
+    image_shape: tuple[int, int] | None = None,
+    volume_shape: tuple[int, int, int] | None = None,
+    voxel_size: float | None = None,
+    name: str | None = None,
+) -> Geometry:
+    """All that an alignment file says of its sections. Arguments and errors as in `read_alignment`.
+
+    Sections that were left out, a changing axis and a changing magnification are kept, tilts about x are not.
+    """
     from cryosim.io import aretomo, imod, relion, warp  # each imports this module
 
     path = existing_file(path)
     if path.stat().st_size > LARGEST:
         raise FormatError(path, "size", f"at most {LARGEST} bytes", f"{path.stat().st_size}", "Is it an alignment?")
     suffix = path.suffix.lower()
+    there = {"volume_shape": volume_shape, "voxel_size": voxel_size}
     if suffix == ".xf":
-        return imod.read_xf(path, pixel_size, image_shape, volume_shape=volume_shape, voxel_size=voxel_size)
-    if suffix == ".aln":
-        return aretomo.read_aln(path, pixel_size)
-    if suffix == ".star":
-        return relion.read_relion(path, name=name)
-    if suffix == ".xml":
-        return warp.read_warp(
-            path, image_shape, pixel_size=pixel_size, volume_shape=volume_shape, voxel_size=voxel_size
-        )
-    raise FormatError(path, "suffix", "one of .xf, .aln, .star, .xml", repr(suffix), "Rename the file.")
+        found = imod.read_xf(path, pixel_size, image_shape, **there)
+    elif suffix == ".aln":
+        found = aretomo.read_aln(path, pixel_size)
+    elif suffix == ".star":
+        found = relion.read_relion(path, name=name)
+    elif suffix == ".xml":
+        found = warp.read_warp(path, image_shape, pixel_size=pixel_size, **there)
+    else:
+        raise FormatError(path, "suffix", "one of .xf, .aln, .star, .xml", repr(suffix), "Rename the file.")
+    return _checked(found)
 
 
 def aligned(tilts: TiltScheme, alignment: Alignment) -> TiltScheme:
@@ -193,31 +270,65 @@ def aligned(tilts: TiltScheme, alignment: Alignment) -> TiltScheme:
     )
 
 
-def alignment_of(path: Path, angles: torch.Tensor, axis_angles: torch.Tensor, shifts: torch.Tensor) -> Alignment:
-    """Alignment of angles, axis_angles (section,) [deg] and shifts (section, 2) [Å] that were read from `path`.
+def alignment_of(geometry: Geometry) -> Alignment:
+    """The geometry as an `Alignment` of all sections.
 
     Raises
     ------
     FormatError
-        When there is none, a value is not a finite number, a tilt reaches 90 degrees, or the axis changes.
+        When sections were left out, or magnification or axis change.
     """
-    if not len(angles):
-        raise FormatError(path, "sections", "at least one", "none", "Is it an alignment?")
-    for field, value in (("angles", angles), ("axis angles", axis_angles), ("shifts", shifts)):
-        if not bool(torch.isfinite(value).all()):
-            raise FormatError(path, field, "finite numbers", "NaN or infinity", "Correct the entry.")
-    if not bool((angles.abs() < 90).all()):
-        raise FormatError(path, "angles", "tilts between -90 and 90 degrees", f"{angles.tolist()}", "Correct them.")
-    turned = torch.remainder(axis_angles - axis_angles[0] + 180, 360) - 180  # about the first, across +-180
+    path, used = geometry.path, geometry.used
+    if not bool(used.all()):
+        raise FormatError(
+            path,
+            "sections",
+            f"all {len(used)} of the stack",
+            f"{int(used.sum())}",
+            "Take the dark images out of the stack first, or use import_series, which leaves them out.",
+        )
+    order = torch.arange(len(used)) if geometry.sections is None else torch.argsort(geometry.sections, stable=True)
+    axes = geometry.axis_angles[order]
+    stretch = geometry.matrices[order] @ rotation_z(-axes)[:, :2, :2]
+    worst = (stretch - torch.eye(2, dtype=stretch.dtype)).abs().amax((1, 2))
+    if float(worst.max()) > _RIGID:
+        section = int(worst.argmax())
+        raise FormatError(
+            path,
+            f"section {section}, matrix",
+            "a rotation",
+            f"a change of magnification, stretch or mirror: {_rounded(stretch[section])} after the rotation",
+            "A TiltScheme has none: use import_series, which resamples the images.",
+        )
+    turned = torch.remainder(axes - axes[0] + 180, 360) - 180  # about the first, across +-180
     if float(turned.max() - turned.min()) > _SAME:
         raise FormatError(
             path,
             "axis angle",
             "one for all sections",
-            f"{float(axis_angles.min()):g} to {float(axis_angles.max()):g} degrees",
-            "A TiltScheme has one axis: align again with a fixed one.",
+            f"{float(axes.min()):g} to {float(axes.max()):g} degrees",
+            "A TiltScheme has one axis: use import_series, which turns the images.",
         )
-    return Alignment(angles, shifts, float(axis_angles[0] + turned.mean()))
+    return Alignment(geometry.angles[order], geometry.shifts[order], float(axes[0] + turned.mean()))
+
+
+def _checked(geometry: Geometry) -> Geometry:
+    """`geometry`, if it has rows, finite numbers, and tilts below 90 degrees."""
+    path = geometry.path
+    if not len(geometry.angles):
+        raise FormatError(path, "sections", "at least one", "none", "Is it an alignment?")
+    for field in ("angles", "matrices", "shifts"):
+        if not bool(torch.isfinite(getattr(geometry, field)).all()):
+            raise FormatError(path, field, "finite numbers", "NaN or infinity", "Correct the entry.")
+    if not bool((geometry.angles.abs() < 90).all()):
+        raise FormatError(
+            path, "angles", "tilts between -90 and 90 degrees", f"{geometry.angles.tolist()}", "Correct them."
+        )
+    return geometry
+
+
+def _rounded(matrix: torch.Tensor) -> list[list[float]]:
+    return [[round(float(value), 5) for value in row] for row in matrix]
 
 
 def needed(path: Path, name: str, value, meaning: str):

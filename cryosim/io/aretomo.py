@@ -1,4 +1,9 @@
-"""AreTomo's alignment, .aln: SEC counted from 1, ROT and TILT [deg], TX and TY [px].
+"""AreTomo's alignment, .aln: SEC, ROT and TILT [deg], TX and TY [px]; and AreTomo3's list of angles, _TLT.txt.
+
+SEC is the section of the raw stack. AreTomo3 counts it from 1 (CAlignParam.cpp, CSaveXF.cpp), AreTomo2 from 0
+(CLoadStack.cpp). Dark images are listed apart, "# DarkFrame = F S TILT", with S counted as SEC is and F the image's
+place, from 0, among all by ascending angle (CSaveAlignFile.cpp). AlphaOffset is contained in TILT already
+(CAlignParam::AddAlphaOffset); BetaOffset is a tilt about x.
 
 ROT is the axis angle, TILT the angle, and TX, TY are how far the content is displaced: what RELION and Warp take them
 for when they import the file.
@@ -10,6 +15,7 @@ of the aligned image, with the nearest pixel (AreTomo/Correct/GCorrPatchShift.cu
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +23,8 @@ from pathlib import Path
 import torch
 
 from cryosim.acquisition.tilts import TiltScheme
-from cryosim.io.alignments import LARGEST, Alignment, alignment_of, needed, positive, sections_of, sizes
+from cryosim.core.rotation import rotation_z
+from cryosim.io.alignments import LARGEST, Geometry, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, existing_file, read_text, write_text
 
 _HEAD = "# SEC     ROT         GMAG       TX          TY      SMEAN     SFIT    SCALE     BASE     TILT"
@@ -65,8 +72,8 @@ def write_aln(
     write_text(path, "\n".join([*lines, "# Local Alignment", ""]))
 
 
-def read_aln(path: str | Path, pixel_size: float | None) -> Alignment:
-    """Alignment of an .aln. Arguments and errors as in `read_alignment`.
+def read_aln(path: str | Path, pixel_size: float | None) -> Geometry:
+    """Geometry of an .aln, dark images last. Arguments and errors as in `read_alignment`.
 
     Warns
     -----
@@ -81,19 +88,79 @@ def read_aln(path: str | Path, pixel_size: float | None) -> Alignment:
         content = AreTomo3ALN.from_string(read_text(path, LARGEST))
     except (ValueError, IndexError, TypeError) as error:
         raise FormatError(path, "content", "an alignment of AreTomo", str(error), "Write it again.") from error
-    entries = content.GlobalAlignments
-    if content.DarkFrames or len(entries) != content.RawSize[2]:
-        raise FormatError(
-            path,
-            "sections",
-            f"all {content.RawSize[2]} of the stack",
-            f"{len(entries)}",
-            "Take the dark images out of the stack first.",
-        )
-    entries = sorted(entries, key=lambda entry: entry.sec)
-    if any(abs(entry.gmag - 1) > 1e-6 for entry in entries) or content.BetaOffset:
-        raise FormatError(path, "GMAG, BetaOffset", "1 and 0", "others", "A TiltScheme has neither.")
+    entries, dark = content.GlobalAlignments, content.DarkFrames
+    nx, ny, n = content.RawSize
+    magnified = next((entry for entry in entries if not abs(entry.gmag - 1) <= 1e-6), None)
+    if magnified is not None or content.BetaOffset:
+        got = f"BetaOffset {content.BetaOffset:g}" if magnified is None else f"{magnified.gmag:g} at {magnified.sec}"
+        raise FormatError(path, "GMAG, BetaOffset", "1 and 0", got, "A TiltScheme has neither.")
     if content.NumPatches:
-        warnings.warn(f"{path}: the {content.NumPatches} local patches are left behind.", UserWarning, stacklevel=2)
-    rows = torch.tensor([[e.tilt, e.rot, e.tx, e.ty] for e in entries], dtype=torch.float64).reshape(-1, 4)
-    return alignment_of(path, rows[:, 0], rows[:, 1], pixel * rows[:, 2:])
+        warnings.warn(f"{path}: the {content.NumPatches} local patches are left behind.", UserWarning, stacklevel=4)
+    sections = _sections(path, n, [e.sec for e in entries], [(d.section_idx, d.val2) for d in dark])
+    rows = [[e.tilt, e.rot, e.tx, e.ty] for e in entries] + [[d.angle, 0.0, 0.0, 0.0] for d in dark]
+    values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    return Geometry(
+        path,
+        values[:, 0],
+        rotation_z(values[:, 1])[:, :2, :2],
+        pixel * values[:, 2:],
+        torch.arange(len(rows)) < len(entries),
+        sections=sections,
+        stack_shape=(n, ny, nx),
+    )
+
+
+def read_tlt_txt(path: str | Path) -> tuple[list[float], list[int] | None, list[float] | None]:
+    """Angle [deg], order of exposure and dose [e-/Å^2] of each section, from a list with one to three columns.
+
+    That is IMOD's .tlt and .rawtlt, and AreTomo's -AngFile and _TLT.txt.
+
+    Raises
+    ------
+    FormatError
+        When a line is something else.
+    """
+    path, angles, orders, doses = existing_file(path), [], [], []
+    for number, line in enumerate(read_text(path, LARGEST).splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            values = [float(word) for word in words]
+            if (
+                len(values) > 3
+                or not all(map(math.isfinite, values))
+                or not -90 < values[0] < 90
+                or min(values[2:], default=0) < 0
+            ):
+                raise ValueError
+        except ValueError as error:
+            expected = "a tilt angle, -90 to 90 [deg], and no more than order and dose"
+            raise FormatError(path, f"line {number}", expected, repr(line.strip()), "Correct it.") from error
+        angles.append(values[0])
+        orders += [int(value) for value in values[1:2]]
+        doses += values[2:]
+    n = len(angles)
+    if not n or len(orders) not in (0, n) or len(doses) not in (0, n):
+        raise FormatError(path, "lines", "angles, as many columns in each line", f"{n} lines that differ", "")
+    return angles, orders or None, doses or None
+
+
+def _sections(path: Path, n: int, kept: list[int], dark: list[tuple[int, int]]) -> torch.Tensor:
+    """Sections, counted from 0, of the rows and then of the dark images: all of the stack, each once."""
+    trials = (
+        (0, [second for _, second in dark]),  # AreTomo2
+        (1, [second for _, second in dark]),  # AreTomo3
+    )
+    if dark and not any(second for _, second in dark):  # cryoet-alignment knows F alone
+        trials = (*trials, (1, [first + 1 for first, _ in dark]))
+    for first, others in trials:
+        if len(kept) + len(others) == n and sorted([*kept, *others]) == list(range(first, first + n)):
+            return torch.tensor([*kept, *others]) - first
+    raise FormatError(
+        path,
+        "sections",
+        f"all {n} of the stack (RawSize) once, in SEC or as DarkFrame",
+        f"SEC {kept} and DarkFrame {dark}",
+        "Is the file whole?",
+    )

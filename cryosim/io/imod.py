@@ -24,6 +24,8 @@ leaves the axis up to 0.7 px beside the specimen's. Read in IMOD's source of 201
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,11 +34,11 @@ import torch
 
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_y, rotation_z
-from cryosim.io.alignments import Alignment, alignment_of, needed, positive, sections_of, sizes
+from cryosim.io.alignments import Geometry, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
 
-_RIGID = 1e-3  # of the matrix in a file: AreTomo writes three digits
 _LIST = 2**22  # [byte]
+_TILT = "tilt.com"
 
 
 def write_xf(
@@ -104,8 +106,12 @@ def read_xf(
     *,
     volume_shape: tuple[int, int, int] | None = None,
     voxel_size: float | None = None,
-) -> Alignment:
-    """Alignment of an .xf and the .tlt, or else .rawtlt, beside it. Arguments and errors as in `read_alignment`."""
+) -> Geometry:
+    """Geometry of an .xf and the .tlt, or else .rawtlt, beside it. Arguments and errors as in `read_alignment`.
+
+    Left out are the views in the exclude lists of a tilt.com beside it, which `tiltalign` gives the transform of a
+    neighbour, and those with the identity in the midst of turned images, which AreTomo writes for dark ones.
+    """
     from cryoet_alignment.io.imod import ImodTLT, ImodXF  # takes most of a second
 
     path = existing_file(path)
@@ -119,18 +125,68 @@ def read_xf(
     if len(rows) != len(angles):
         raise FormatError(path, "lines", f"{len(angles)}, as {beside.name} has", f"{len(rows)}", "Name the right file.")
     back, moved = rows[:, :4].reshape(-1, 2, 2), rows[:, 4:]
-    axis = torch.rad2deg(torch.atan2(back[:, 0, 1], back[:, 0, 0]))
-    forth = rotation_z(axis)[:, :2, :2]
-    if float((back @ forth - torch.eye(2, dtype=torch.float64)).abs().max()) > _RIGID:
-        raise FormatError(
-            path,
-            "matrices",
-            "rotations",
-            "a change of magnification, stretch or mirror",
-            "A TiltScheme has none: align again with a fixed magnification.",
-        )
+    flat = torch.linalg.det(back).abs() < 1e-3
+    if bool(flat.any()) or not bool(torch.isfinite(rows).all()):
+        which = int(flat.int().argmax())
+        raise FormatError(path, f"line {which + 1}", "a matrix that has an inverse", f"{rows[which].tolist()}", "")
+    forth = _forth(back)
     shifts = -torch.einsum("sij,sj->si", forth, moved + _seen(angles, middle)) - half
-    return alignment_of(path, angles, axis, pixel * shifts)
+    used = ~_identity(rows)
+    for first, last in _excluded_views(path):
+        if not 1 <= first <= last <= len(used):
+            raise FormatError(path.with_name(_TILT), "exclude list", f"views 1 to {len(used)}", f"{first}-{last}", "")
+        used[first - 1 : last] = False
+    _no_more(path)
+    return Geometry(path, angles, forth, pixel * shifts, used, sections=torch.arange(len(rows)))
+
+
+def _forth(back: torch.Tensor) -> torch.Tensor:
+    """Inverses (section, 2, 2) of the matrices; of those with three digits, the rotations they stand for."""
+    forth = torch.linalg.inv(back)
+    short = float((1e3 * back - (1e3 * back).round()).abs().max()) < 1e-6
+    axis = torch.rad2deg(torch.atan2(back[:, 0, 1] - back[:, 1, 0], back[:, 0, 0] + back[:, 1, 1]))
+    turned = rotation_z(axis)[:, :2, :2]
+    return turned if short and float((forth - turned).abs().max()) < 1e-3 else forth
+
+
+def _identity(rows: torch.Tensor) -> torch.Tensor:
+    """Which (section,) of rows (section, 6) leave the image as it is although most others turn it."""
+    same = (rows == torch.tensor([1.0, 0, 0, 1, 0, 0], dtype=rows.dtype)).all(1)
+    return same if bool(rows[:, 1].abs().median() > 0.02) else torch.zeros_like(same)  # a degree
+
+
+def _excluded_views(path: Path) -> list[tuple[int, int]]:
+    """First and last views, counted from 1, in the exclude lists of a tilt.com of the same series beside `path`."""
+    file = path.with_name(_TILT)
+    if not file.exists():
+        return []
+    text = read_text(file, _LIST)
+    images = re.search(r"^\s*InputProjections\s+(\S+)", text, re.IGNORECASE | re.MULTILINE)
+    if images and not Path(images.group(1)).name.startswith(path.stem):
+        return []
+    views: list[tuple[int, int]] = []
+    for entries in re.findall(r"^\s*EXCLUDELIST2?[ \t]+(.*)$", text, re.IGNORECASE | re.MULTILINE):
+        for entry in re.split(r"[,\s]+", entries.strip()):
+            found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", entry)
+            if found is None:
+                raise FormatError(file, "exclude list", "views such as 1,2,38-41", repr(entries), "Correct it.")
+            views.append((int(found.group(1)), int(found.group(2) or found.group(1))))
+    return views
+
+
+def _no_more(path: Path) -> None:
+    """Nothing beside the .xf tells of tilts about x, and of a local alignment there is a warning."""
+    file = path.with_suffix(".xtilt")
+    if file.exists() and file.stat().st_size:
+        from cryoet_alignment.io.imod import ImodXTILT
+
+        tilts = _parsed(file, ImodXTILT)
+        if not float(tilts.abs().max()) < 1e-6:
+            largest = float(tilts[tilts.abs().argmax()])
+            raise FormatError(file, "tilts about x", "0", f"{largest:g} degrees", "A TiltScheme has none.")
+    local = path.with_name(f"{path.stem}local.xf")
+    if local.exists():
+        warnings.warn(f"{local}: the local alignments are left behind.", UserWarning, stacklevel=5)
 
 
 def _half_pixels(path: Path, image_shape: tuple[int, int]) -> torch.Tensor:

@@ -15,9 +15,10 @@ Some places of RELION take the centre of a tomogram to be N / 2, others N // 2: 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas
 import starfile
@@ -25,13 +26,15 @@ import torch
 
 from cryosim.acquisition.series import Movie
 from cryosim.acquisition.tilts import TiltScheme
-from cryosim.io.alignments import Alignment, alignment_of, positive, sections_of, sizes
+from cryosim.core.rotation import rotation_z
+from cryosim.io.alignments import Geometry, positive, sections_of, sizes
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
 from cryosim.microscope.optics import Optics, check_per_tilt
 
 HAND = 1
 """rlnTomoHand of this package: what lies further along the beam is more out of focus, in underfocus."""
 
+_KNOWN = ("rlnTomoNominalStageTiltAngle", "rlnMicrographPreExposure")
 _GEOMETRY = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
 
 
@@ -172,28 +175,65 @@ def write_relion_tomograms(path: str | Path, tomograms: Sequence[RelionTomogram]
     _write(Path(path), {"global": pandas.DataFrame(rows)})
 
 
-def read_relion(path: str | Path, *, name: str | None = None) -> Alignment:
-    """Alignment of a tomograms.star, or of the file of one tilt series. Arguments and errors as in `read_alignment`.
+def read_relion(path: str | Path, *, name: str | None = None) -> Geometry:
+    """Geometry of a tomograms.star, or of the file of one tilt series. Arguments and errors as in `read_alignment`.
 
-    Rows are put into the order of the sections their rlnMicrographName tells, where it does.
+    Rows are of the sections their rlnMicrographName tells, where it does. Tilts that were left out have none.
+
+    Warns
+    -----
+    UserWarning
+        When rlnTomoHand is -1.
     """
     path = existing_file(path)
-    blocks = _blocks(path)
+    blocks, pixel = _blocks(path), None
     if "global" in blocks:
-        path, blocks, name = _one_tomogram(path, blocks, name)
+        path, blocks, name, tomogram = _one_tomogram(path, blocks, name)
+        tomogram = pandas.DataFrame([{"rlnTomoHand": HAND, "rlnTomoTiltSeriesPixelSize": math.nan} | tomogram])
+        hand, pixel = (float(_column(tomogram, label)) for label in ("rlnTomoHand", "rlnTomoTiltSeriesPixelSize"))
+        if hand != HAND:
+            warnings.warn(
+                f"{path}: rlnTomoHand is {hand:g}: electrons travel along -z of this geometry. What "
+                "is further up is less out of focus: images and tomogram are right, a defocus that varies with height "
+                "is not.",
+                UserWarning,
+                stacklevel=4,
+            )
     table = blocks.get(str(name), next(iter(blocks.values())))
     absent = [label for label in _GEOMETRY if not isinstance(table, pandas.DataFrame) or label not in table]
     if absent:
         raise FormatError(path, f"_{absent[0]}", "a column", "none", "Name a tilt series that RELION 5 has aligned.")
-    columns = [*_GEOMETRY, *({"rlnTomoXTilt"} & set(table))]
-    values = torch.from_numpy(table[columns].apply(pandas.to_numeric, errors="coerce").to_numpy(dtype=float)).clone()
-    if values.shape[1] == 5 and float(values[:, 4].abs().max()) > 1e-6:
-        raise FormatError(path, "_rlnTomoXTilt", "0", "tilts about x", "A TiltScheme has none.")
+    angles, axes, x, y = (_column(table, label) for label in _GEOMETRY)
+    about_x = _column(table, "rlnTomoXTilt") if "rlnTomoXTilt" in table else torch.zeros_like(angles)
+    if not float(about_x.abs().max()) < 1e-6:
+        largest = float(about_x[about_x.abs().argmax()])
+        raise FormatError(path, "_rlnTomoXTilt", "0", f"{largest:g} degrees", "A TiltScheme has no tilt about x.")
+    sections = movies = None
     if "rlnMicrographName" in table:
-        found = table["rlnMicrographName"].astype(str).str.extract(r"^(\d+)@")[0]
+        found = table["rlnMicrographName"].astype(str).str.extract(r"^(\d{1,9})@")[0]
         if not found.isna().any():
-            values = values[torch.tensor(found.astype(int).argsort(kind="stable").to_numpy())]
-    return alignment_of(path, values[:, 0], values[:, 1], values[:, 2:4])
+            sections = torch.tensor(found.astype(int).to_numpy()) - 1
+    if "rlnMicrographMovieName" in table:
+        movies = tuple(table["rlnMicrographMovieName"].astype(str))
+    told = {label: _column(table, label) for label in _KNOWN if label in table}
+    return Geometry(
+        path,
+        angles,
+        rotation_z(axes)[:, :2, :2],
+        torch.stack([x, y], 1),
+        torch.ones(len(angles), dtype=torch.bool),
+        sections=sections,
+        nominal=told.get("rlnTomoNominalStageTiltAngle"),
+        prior_doses=told.get("rlnMicrographPreExposure"),
+        movies=movies,
+        pixel_size=None if pixel is None or math.isnan(pixel) else pixel,
+    )
+
+
+def _column(table: pandas.DataFrame, label: str) -> torch.Tensor:
+    """A column (row,) of numbers; what is none is NaN."""
+    numbers = table[[label]].apply(pandas.to_numeric, errors="coerce").to_numpy(dtype=float)
+    return torch.from_numpy(numbers[:, 0].copy())
 
 
 def _tilt_table(
@@ -272,8 +312,8 @@ def _blocks(path: Path) -> dict:
     }
 
 
-def _one_tomogram(path: Path, blocks: dict, name: str | None) -> tuple[Path, dict, str]:
-    """File and blocks with the tilts of tomogram `name` of a tomograms.star."""
+def _one_tomogram(path: Path, blocks: dict, name: str | None) -> tuple[Path, dict, str, dict[str, Any]]:
+    """File and blocks with the tilts of tomogram `name` of a tomograms.star, its name, and its own row."""
     table = blocks["global"]
     if "rlnTomoName" not in table:
         raise FormatError(path, "_rlnTomoName", "a column", "none", "Name a tomograms.star of RELION 5.")
@@ -281,9 +321,10 @@ def _one_tomogram(path: Path, blocks: dict, name: str | None) -> tuple[Path, dic
     if name not in names and (name is not None or len(names) != 1):
         raise FormatError(path, "_rlnTomoName", f"one of {', '.join(names[:8])}", repr(name), "Give it as name=.")
     which = names.index(name) if name is not None else 0
+    row = table.iloc[which].to_dict()
     if "rlnTomoTiltSeriesStarFile" not in table:
-        return path, {key: block for key, block in blocks.items() if key != "global"} or blocks, names[which]
-    told = Path(str(table["rlnTomoTiltSeriesStarFile"].iloc[which]))
+        return path, {key: block for key, block in blocks.items() if key != "global"} or blocks, names[which], row
+    told = Path(str(row["rlnTomoTiltSeriesStarFile"]))
     beside = path.parent / told  # RELION itself starts from its working folder
     file = existing_file(beside if beside.exists() else told)
-    return file, _blocks(file), names[which]
+    return file, _blocks(file), names[which], row

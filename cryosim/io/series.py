@@ -93,7 +93,7 @@ def read_series(path: str | Path, *, pixel_size: float | None = None, optics: Op
     else:
         tilts = read_tilts(beside)
         mdoc = Mdoc(tilts, torch.arange(len(tilts)))
-    images, spacing = _images(path, pixel_size, mdoc)
+    images, spacing = images_and_pixel_size(path, pixel_size, mdoc)
     n = images.shape[0]
     if len(mdoc.tilts) != n:
         raise FormatError(
@@ -130,7 +130,7 @@ def _beside(path: Path) -> Path:
     )
 
 
-def _images(path: Path, pixel_size: float | None, mdoc: Mdoc) -> tuple[torch.Tensor, float]:
+def images_and_pixel_size(path: Path, pixel_size: float | None, mdoc: Mdoc) -> tuple[torch.Tensor, float]:
     """Images and pixel size; the .mdoc's, which has more digits, stands in for the header's or has to agree with it."""
     if pixel_size is not None or mdoc.pixel_size is None:
         return read_stack(path, pixel_size=pixel_size)

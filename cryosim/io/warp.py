@@ -2,7 +2,7 @@
 
 Warp projects (WarpLib, TiltSeries.GetPositionsInOneTilt), with angles as its Matrix3.Euler(0, Angles, -AxisAngle),
 
-    r = image / 2 + AxisOffset + R_z(AxisAngle) R_y(-Angles) (q - volume / 2)                      (x, y) [Å]
+    r = image / 2 + AxisOffset + R_z(AxisAngle) R_y(-Angles - LevelAngleY) (q - volume / 2)        (x, y) [Å]
 
 so Angles = -angle, which its own importer does too. q counts from the first voxel, and dimensions are halved as they
 are: the centre of an image of n pixels is the sample n / 2. Where n or N is odd, ours lies half a sample before it, and
@@ -15,6 +15,7 @@ AreAnglesInverted is False. Warp itself was not run.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,10 +24,15 @@ import torch
 
 from cryosim.acquisition.series import Movie
 from cryosim.acquisition.tilts import TiltScheme
-from cryosim.core.rotation import tilt_rotation
-from cryosim.io.alignments import LARGEST, Alignment, Sections, alignment_of, needed, positive, sections_of, sizes
+from cryosim.core.rotation import rotation_z, tilt_rotation
+from cryosim.io.alignments import LARGEST, Geometry, Sections, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, existing_file, read_text, write_text
 from cryosim.microscope.optics import Optics, check_per_tilt
+
+_GRIDS = (
+    *("GridMovementX", "GridMovementY", "GridAngleX", "GridAngleY", "GridAngleZ"),
+    *("GridVolumeWarpX", "GridVolumeWarpY", "GridVolumeWarpZ"),
+)
 
 
 def write_warp(
@@ -99,8 +105,16 @@ def read_warp(
     pixel_size: float | None = None,
     volume_shape: tuple[int, int, int] | None = None,
     voxel_size: float | None = None,
-) -> Alignment:
-    """Alignment of a Warp XML. Arguments and errors as in `read_alignment`; the pixel size only checks the file's."""
+) -> Geometry:
+    """Geometry of a Warp XML. Arguments and errors as in `read_alignment`; `pixel_size` takes the place of the file's.
+
+    Rows stand as the tilts of the file do; Warp's own stack holds those of them it uses (TiltSeries.StackTilts).
+
+    Warns
+    -----
+    UserWarning
+        When the file has warping grids, which are left behind, or AreAnglesInverted.
+    """
     from cryoet_alignment.io.warp import WarpAlignment  # takes most of a second
 
     path = existing_file(path)
@@ -108,22 +122,70 @@ def read_warp(
         text = read_text(path, LARGEST)
         root = ElementTree.fromstring(text.lstrip("\ufeff"))
         content = WarpAlignment.from_string(text, pixel_size_a=pixel_size)
+        level_x, level_y = (float(root.get(name, "0")) for name in ("LevelAngleX", "LevelAngleY"))
+        magnification = [float(word) for word in root.get("MagnificationCorrection", "1, 0, 0, 1").split(",")]
     except (ValueError, IndexError, TypeError, ElementTree.ParseError) as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(path, "content", "a tilt series of Warp", str(error), "Write it again.") from error
-    if any(float(root.get(name, "0")) for name in ("LevelAngleX", "LevelAngleY")):
-        raise FormatError(path, "LevelAngleX, LevelAngleY", "0", "a levelled specimen", "A TiltScheme has no such.")
+    if not abs(level_x) <= 1e-6:
+        raise FormatError(
+            path, "LevelAngleX", "0", f"a levelled specimen, {level_x:g} degrees", "A TiltScheme has no tilt about x."
+        )
+    if magnification not in ([1, 0, 0, 1], [1, 1, 0]):  # Warp 1 wrote the second
+        raise FormatError(path, "MagnificationCorrection", "none", f"{magnification}", "Correct the images with Warp.")
+    _warn(path, root)
     pixel = positive(f"{path}: pixel_size", content.pixel_size_a)
     image = sizes(f"{path}: image_shape", needed(path, "image_shape", image_shape, "(y, x) of an image [px]"), 2)
     entries = content.entries
-    angles = -torch.tensor([e.tilt_angle for e in entries], dtype=torch.float64)
+    angles = -torch.tensor([e.tilt_angle + level_y for e in entries], dtype=torch.float64)
     axes = torch.tensor([e.tilt_axis_angle for e in entries], dtype=torch.float64)
     offsets = torch.tensor([[e.tilt_axis_offset_x, e.tilt_axis_offset_y] for e in entries], dtype=torch.float64)
     volume = (2, 2, 2) if volume_shape is None else sizes(f"{path}: volume_shape", volume_shape, 3)
     voxel = pixel if voxel_size is None else positive(f"{path}: voxel_size", voxel_size)
     shifts = offsets - _centres(tilt_rotation(angles, axes), image, pixel, volume, voxel)
-    return alignment_of(path, angles, axes, shifts)
+    used, doses, movies = (_list(path, root, name, len(entries)) for name in ("UseTilt", "Dose", "MoviePath"))
+    width, height = content.image_dimensions_physical
+    return Geometry(
+        path,
+        angles,
+        rotation_z(axes)[:, :2, :2],
+        shifts,
+        torch.tensor([word.lower() != "false" for word in used or ["true"] * len(entries)]),
+        prior_doses=None if doses is None else torch.tensor([_number(path, "Dose", word) for word in doses]).double(),
+        movies=None if movies is None else tuple(movies),
+        stack_shape=(None, height / pixel, width / pixel) if min(width, height) > 0 else None,
+    )
+
+
+def _list(path: Path, root: ElementTree.Element, name: str, n: int) -> list[str] | None:
+    """The lines of an element with one line a tilt; None where there is no such element."""
+    lines = (root.findtext(name) or "").strip().splitlines()
+    if lines and len(lines) != n:
+        raise FormatError(path, name, f"{n} lines, one a tilt", f"{len(lines)}", "Write it again.")
+    return [line.strip() for line in lines] or None
+
+
+def _number(path: Path, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise FormatError(path, name, "a number", repr(text), "Write it again.") from error
+
+
+def _warn(path: Path, root: ElementTree.Element) -> None:
+    """Say which local parts of the alignment are left behind, and a defocus that has the other sign."""
+    grids = [grid for name in _GRIDS if (grid := root.find(name)) is not None]
+    local = [grid.tag for grid in grids if any(_number(path, grid.tag, n.get("Value", "0")) for n in grid.iter("Node"))]
+    if local:
+        warnings.warn(f"{path}: the grids {', '.join(local)} are left behind.", UserWarning, stacklevel=5)
+    if root.get("AreAnglesInverted", "False").lower() == "true":
+        warnings.warn(
+            f"{path}: AreAnglesInverted: electrons travel along -z of this geometry. What is further up is less out of "
+            "focus: images and tomogram are right, a defocus that varies with height is not.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _centres(

@@ -241,7 +241,9 @@ def test_what_no_tilt_scheme_can_hold(tmp_path):
     line = (tmp_path / "s.xf").read_text().splitlines()[0]
     rest = (tmp_path / "s.xf").read_text().split("\n", 1)[1]
     refused("s.xf", "1.02 0 0 1.02 0 0\n" + rest, "a change of magnification")
-    refused("s.xf", "1 0 0 1 0 0\n" + rest, "axis angle: expected one for all")
+    refused("s.xf", "0 1 -1 0 0 0\n" + rest, "axis angle: expected one for all")
+    refused("s.xf", "1 0 0 1 0 0\n" + rest, "sections: expected all 5 of the stack, got 4")  # AreTomo's for dark ones
+    refused("s.xf", "0 0 0 1 0 0\n" + rest, "a matrix that has an inverse")
     refused("s.xf", line + "\n", "lines: expected 5")
     refused("s.xf", "a b c d e f\n" + rest, "the numbers of an IMOD file")
     write_aln(tmp_path / "s.aln", example(), 1.0, (9, 9))
