@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from inverse.solvers.linear import least_squares as least_squares
     from inverse.solvers.linear import wbp as wbp
     from inverse.solvers.nonlinear import gauss_newton as gauss_newton
+    from inverse.solvers.sirt import sirt as sirt
 
 _HOMES = {
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
@@ -55,6 +56,7 @@ _HOMES = {
     "reconstruction": ["Reconstruction", "reconstruct"],
     "solvers.linear": ["least_squares", "wbp"],
     "solvers.nonlinear": ["gauss_newton"],
+    "solvers.sirt": ["sirt"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -48,7 +48,7 @@ def wbp(
     -------
     tensor (z, y, x) or (batch, channel, z, y, x)
     """
-    batch, flat = _as_batch(physics, images)
+    batch, flat = as_batch(physics, images)
     if low_pass is not None:
         batch = low_passed(batch, low_pass)
     volume = _each_item(physics, batch, lambda angles: wbp_filter(angles, physics.geometry, filter))
@@ -83,7 +83,7 @@ def least_squares(
     ValueError
         When the weight is not positive.
     """
-    batch, flat = _as_batch(physics, images)
+    batch, flat = as_batch(physics, images)
     if weight is None:
         weight = 0.01 * physics.squared_norm()
     if not float(weight) > 0:
@@ -155,7 +155,8 @@ def _each_item(
     return torch.stack(volumes) * physics.scale.to(batch)
 
 
-def _as_batch(physics: TiltOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def as_batch(physics: TiltOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Images (batch, channel, tilt, y, x) that fit the operator, and whether they came as one stack (tilt, y, x)."""
     if images.ndim not in (3, 5):
         raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")
     batch = images[None, None] if images.ndim == 3 else images
