@@ -60,8 +60,8 @@ for name, physics in models.items():
 
 # %% [markdown]
 # **What was measured?** 31 tilts between -60 and 60 degrees see part of Fourier space. `measured` splits any volume,
-# also one that a network made, into the part that the projections determine and the rest that something else has put there.
-# The truth itself has a part that no reconstruction from these images can know.
+# also one that a network made, into the part that the projections determine and the rest that something else has put
+# there. The truth itself has a part that no reconstruction from these images can know.
 
 # %%
 projection = inv.TiltProjection(angles, SHAPE, grid="stretched")
@@ -85,7 +85,7 @@ for name, direction in cones.items():
 middle.set(xlabel="frequency [1/Å]", ylabel="correlation in a cone of 20°", title="directions", ylim=(-0.1, 1))
 middle.legend(fontsize=8)
 power = torch.fft.fftshift(torch.fft.fftn(seen).abs().square().sum(1).log10())
-right.imshow(power, origin="lower", extent=(-0.5, 0.5, -0.5, 0.5), cmap="gray")
+right.imshow(power, origin="lower", extent=(-0.5, 0.5, -0.5, 0.5), cmap="gray", vmin=float(power.max()) - 3)
 right.set(xlabel="kx [1/voxel]", ylabel="kz [1/voxel]", title="power of the measured part")
 figure.savefig("through_the_lens.png", dpi=150)
 
