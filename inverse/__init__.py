@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from inverse.solvers.linear import wbp as wbp
     from inverse.solvers.nonlinear import gauss_newton as gauss_newton
     from inverse.solvers.sirt import sirt as sirt
+    from inverse.solvers.wiener import GaussianModel as GaussianModel
+    from inverse.solvers.wiener import ModelEstimate as ModelEstimate
+    from inverse.solvers.wiener import Wiener as Wiener
+    from inverse.solvers.wiener import estimate_model as estimate_model
+    from inverse.solvers.wiener import marginal_log_likelihood as marginal_log_likelihood
+    from inverse.solvers.wiener import posterior_samples as posterior_samples
+    from inverse.solvers.wiener import posterior_std as posterior_std
+    from inverse.solvers.wiener import wiener as wiener
 
 _HOMES = {
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
@@ -57,6 +65,16 @@ _HOMES = {
     "solvers.linear": ["least_squares", "wbp"],
     "solvers.nonlinear": ["gauss_newton"],
     "solvers.sirt": ["sirt"],
+    "solvers.wiener": [
+        "GaussianModel",
+        "ModelEstimate",
+        "Wiener",
+        "estimate_model",
+        "marginal_log_likelihood",
+        "posterior_samples",
+        "posterior_std",
+        "wiener",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

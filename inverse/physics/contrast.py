@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -161,7 +162,7 @@ class ContrastProjection(TiltPhysics):
                 )
             parameters[name] = value
         super().update_parameters(**parameters)
-        if parameters.get("angles") is not None:
+        if parameters.get("angles") is not None or parameters.get("defocus") is not None:
             self._measure()
 
     def A(self, x: torch.Tensor, **parameters) -> torch.Tensor:
@@ -272,11 +273,9 @@ class ContrastProjection(TiltPhysics):
         """Least squares of one item, without the operator's scale, as functions of its parameters."""
 
         def with_parameters(parameters: Sequence[torch.Tensor]) -> ContrastProjection:
-            other = object.__new__(type(self))
-            other.__dict__.update(self.__dict__)
-            other._buffers = dict(self._buffers)
-            for name, value in zip(names, parameters, strict=True):
-                other._buffers[name] = value[None]
+            other = copy.copy(self)
+            given = {name: value[None] for name, value in zip(names, parameters, strict=True)}
+            other._buffers = {**self._buffers, **given}
             return other
 
         def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
