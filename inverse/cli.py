@@ -27,6 +27,11 @@ class _Correction(StrEnum):
     none = "none"
 
 
+class _Precision(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo"),
@@ -65,7 +70,8 @@ def reconstruct(
     ] = None,
     method: Annotated[_Method, typer.Option(help="How.")] = _Method.wbp,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="MRC file; else <series>_<method>.mrc beside it.")
+        Path | None,
+        typer.Option("--output", "-o", help="NAME.mrc or NAME.zarr (OME-Zarr); else <series>_<method>.mrc beside it."),
     ] = None,
     bin: Annotated[int, typer.Option(min=1, help="Image pixels to a voxel edge.")] = 1,
     ctf: Annotated[_Correction, typer.Option(help="Correction of the contrast transfer.")] = _Correction.flip,
@@ -76,28 +82,41 @@ def reconstruct(
     ] = None,
     angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
+    precision: Annotated[_Precision, typer.Option(help="Of the values in the file.")] = _Precision.float32,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run was stopped; keep what this one has done if it is.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="Processes; one that uses all cores if not given.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask cluster, in place of processes here.")
+    ] = None,
 ) -> None:
-    """Reconstruct a tomogram.
+    """Reconstruct a tomogram, of any size: it is written slab by slab.
 
     With --alignment, --angles or --exclude, empty images are left out, and what is not given is taken from the files
     beside the series.
     """
     with clear_errors(), progress_bars() as report:
-        from cryosim.io.mrc import write_volume
-        from inverse.reconstruction import reconstruct as run_reconstruct
+        from inverse.streamed import reconstruct_to
 
         given = _read(series, pixel_size, alignment, angles, exclude)
         path = _writable(output or series.with_name(f"{_stem(series)}_{method.value}.mrc"), series)
-        made = run_reconstruct(
+        reconstruct_to(
+            path,
             given,
             method.value,
+            precision=precision.value,
             thickness=thickness,
             bin=bin,
             ctf=ctf.value,
             low_pass=low_pass,
-            progress=lambda done, total: report(method.value, done, total),
+            resume=resume,
+            workers=workers,
+            scheduler=scheduler,
+            progress=report,
         )
-        write_volume(path, made.volume)
     typer.echo(path)
 
 
@@ -124,10 +143,13 @@ def _stem(series: Path) -> str:
 
 def _writable(path: Path, series: Path) -> Path:
     """`path`, if a tomogram can be written there: found out before it is made."""
-    if path.suffix.lower() not in (".mrc", ".rec", ".map"):
-        raise ValueError(f"{path}: --output: expected a name that ends in .mrc, .rec or .map, got {path.suffix!r}.")
+    suffix = path.suffix.lower()
+    if suffix not in (".mrc", ".rec", ".map", ".zarr"):
+        raise ValueError(f"{path}: --output: expected a name that ends in .mrc, .rec, .map or .zarr, got {suffix!r}.")
     if path.resolve() == series.resolve():
         raise ValueError(f"{path}: --output: expected another file than the tilt series itself.")
-    if path.is_dir() or not path.parent.is_dir():
+    if suffix == ".zarr" and path.exists() and not (path / ".zattrs").is_file():
+        raise ValueError(f"{path}: --output: expected an OME-Zarr folder to replace, or nothing of that name.")
+    if (suffix != ".zarr" and path.is_dir()) or not path.parent.is_dir():
         raise ValueError(f"{path}: --output: expected a file in an existing folder. Make the folder first.")
     return path

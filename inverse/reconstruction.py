@@ -1,15 +1,16 @@
 """From a tilt series to a tomogram: prepare the images, then reconstruct slab by slab of rows.
 
 Tilted about y, row y of the volume depends on row y of the images alone. So the images are prepared once, in two
-dimensions, and the volume is made in slabs of rows whose memory does not grow with the tomogram.
+dimensions and tilt by tilt, and the volume is made in slabs of rows whose memory does not grow with the tomogram.
+Neither method couples rows once the images are prepared, so slabs need no margin.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch.nn import functional
@@ -27,7 +28,8 @@ from cryosim.core.fourier import (
 from cryosim.core.record import Record, item
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import ctf as contrast_transfer
-from inverse.physics.closed_form import backproject_filtered, gram_solver
+from inverse.physics.closed_form import gram_solver
+from inverse.physics.rows import LAYERS, backproject_rows, row_backprojection
 from inverse.physics.spectral import TiltGeometry, tilt_geometry
 from inverse.solvers.linear import Filter, low_passed, wbp_filter
 
@@ -103,94 +105,239 @@ def reconstruct(
     ValueError
         For an unknown method, a number out of bounds, or images that hold no electrons.
     """
-    if method not in ("wbp", "least-squares"):
+    design = designed(
+        series, method, thickness=thickness, bin=bin, ctf=ctf, filter=filter, low_pass=low_pass, weight=weight
+    )
+    images, noise = prepare(series, bin=bin, ctf=ctf, low_pass=low_pass)  # (tilt, y, x) [V·voxel], (tilt,)
+    design = damped(design, images, noise)
+    values = images.new_empty(design.shape)
+    for rows, layers, block in slabs(images, design):
+        values[layers, rows] = block
+        if progress and layers.stop == design.shape[0]:
+            progress(rows.stop, design.shape[1])
+    return Reconstruction(Volume(values, design.voxel_size), torch.tensor(design.damping, dtype=torch.float64))
+
+
+class Stack(Protocol):
+    """Prepared images (tilt, y, x): a tensor, or what reads them from a file image by image and slab by slab."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def __getitem__(self, which: Any, /) -> torch.Tensor: ...
+
+
+class Design(NamedTuple):
+    """What a tomogram will be and how it is made of prepared images.
+
+    Attributes
+    ----------
+    shape : (int, int, int)
+        (z, y, x) [voxel].
+    voxel_size : float
+        [Å].
+    angles : tuple of float
+        Of the tilts [deg].
+    method : {"wbp", "least-squares"}
+    filter : {"ramp", "exact"}
+        Of the back-projection.
+    damping : float
+        Of least squares [voxel^2]; NaN for back-projection, and as long as it is to be estimated.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size: float
+    angles: tuple[float, ...]
+    method: Method
+    filter: Filter
+    damping: float
+
+    @property
+    def geometry(self) -> TiltGeometry:
+        """Of the projection of one row."""
+        depth, _, width = self.shape
+        return tilt_geometry(depth, width, width, "camera", max(abs(angle) for angle in self.angles))
+
+
+def designed(
+    series: TiltSeries,
+    method: Method,
+    *,
+    thickness: float | None,
+    bin: int,
+    ctf: Correction,
+    filter: Filter,
+    low_pass: float | None,
+    weight: float | None,
+) -> Design:
+    """What `reconstruct` would make, with the arguments checked and nothing computed. Errors are its own."""
+    if method not in get_args(Method):
         raise ValueError(f'reconstruct: expected the method "wbp" or "least-squares", got {method!r}.')
+    if filter not in get_args(Filter):
+        raise ValueError(f'reconstruct: expected the filter "ramp" or "exact", got {filter!r}.')
+    if ctf not in get_args(Correction):
+        raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
     if thickness is not None and not thickness > 0:
         raise ValueError(f"reconstruct: expected a positive thickness [Å], got {thickness}.")
     if low_pass is not None and not 0 < low_pass < math.inf:
         raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
     if weight is not None and not 0 < weight < math.inf:
         raise ValueError(f"reconstruct: expected a positive weight [voxel^2], got {weight}.")
-    images, noise = prepare(series, bin=bin, ctf=ctf)  # (tilt, y, x) [V·voxel], (tilt,) [V^2·voxel^2]
+    rows, width = frame_shape(series, bin)
     voxel = float(series.pixel_size) * bin
-    thickness = images.shape[2] * voxel / 2 if thickness is None else thickness
+    thickness = width * voxel / 2 if thickness is None else thickness
     if thickness > _DEEPEST * voxel:
         raise ValueError(
             f"reconstruct: expected a thickness of at most {_DEEPEST} voxels of {voxel:g} Å, got {thickness:g} Å. "
             "Check its unit, or raise bin."
         )
-    if low_pass is not None:
-        images = low_passed(images, low_pass / voxel)
-    angles = series.tilts.angles
-    depth, (rows, width) = max(1, round(thickness / voxel)), images.shape[1:]
-    geometry = tilt_geometry(depth, width, width, "camera", float(angles.abs().max()))
-    if method == "wbp":
-        damping = torch.tensor(torch.nan)
-        action = wbp_filter(angles, geometry, filter)
+    shape = (max(1, round(thickness / voxel)), rows, width)
+    damping = math.nan if weight is None or method == "wbp" else float(weight)
+    return Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, damping)
+
+
+def damped(design: Design, images: Stack, noise: torch.Tensor) -> Design:
+    """`design` with the damping that least squares needs, where none was asked for, from the prepared images."""
+    if design.method == "wbp" or not math.isnan(design.damping):
+        return design
+    angles = torch.tensor(design.angles, dtype=torch.float64)
+    return design._replace(damping=float(estimated_damping(images, noise, angles, design.geometry)))
+
+
+@torch.no_grad()
+def slabs(
+    images: Stack,
+    design: Design,
+    *,
+    starts: Sequence[int] | None = None,
+    rows: int | None = None,
+    layers: int = LAYERS,
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """The tomogram of prepared images (tilt, y, x) in slabs of `rows`, each in blocks of `layers`, from the first up.
+
+    Parameters
+    ----------
+    starts : sequence of int, optional
+        First rows of the slabs to make; all when left out.
+
+    Yields
+    ------
+    rows, layers : slice
+        Of the volume's y and z.
+    values : tensor (layer, row, x)
+        [V].
+    """
+    height, step, geometry = design.shape[1], rows or _ROWS, design.geometry
+    angles = torch.tensor(design.angles, dtype=torch.float64)
+    if design.method == "wbp":
+        action = wbp_filter(angles, geometry, design.filter)
     else:
-        damping = estimated_damping(images, noise, angles, geometry) if weight is None else torch.tensor(float(weight))
-        action = gram_solver(angles, damping, geometry)
-    values = images.new_empty(depth, rows, width)
-    for start in range(0, rows, _ROWS):
-        slab = slice(start, min(start + _ROWS, rows))
-        values[:, slab] = backproject_filtered(images[:, slab], angles, geometry, action)
-        if progress:
-            progress(slab.stop, rows)
-    return Reconstruction(Volume(values, voxel), damping)
+        action = gram_solver(angles, torch.tensor(design.damping, dtype=torch.float64), geometry)
+    plan = row_backprojection(angles, geometry, action, images.dtype, layers=layers)
+    for start in range(0, height, step) if starts is None else starts:
+        slab = slice(start, min(start + step, height))
+        for block, values in backproject_rows(plan, images[:, slab]):
+            yield slab, block, values
 
 
-def prepare(series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip") -> tuple[torch.Tensor, torch.Tensor]:
+def frame_shape(series: TiltSeries, bin: int) -> tuple[int, int]:
+    """(y, x) of the prepared images: a tilt axis nearer to x than to y exchanges the two."""
+    ny, nx = series.images.shape[1:]
+    if not 1 <= bin <= min(ny, nx) or bin != int(bin):
+        raise ValueError(f"reconstruct: expected a whole bin from 1 to {min(ny, nx)}, the image's side, got {bin}.")
+    if round(float(series.tilts.axis_angle) / 90) % 2:
+        ny, nx = nx, ny
+    return ny // int(bin), nx // int(bin)
+
+
+def prepare(
+    series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip", low_pass: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of `prepared_images` at once: images (tilt, y, x) [V·voxel] and noise (tilt,) [V^2·voxel^2]."""
+    images, noise = None, []
+    for i, (image, variance) in enumerate(prepared_images(series, bin=bin, ctf=ctf, low_pass=low_pass)):
+        images = image.new_empty(len(series.tilts), *image.shape) if images is None else images
+        images[i] = image
+        noise.append(variance)
+    assert images is not None
+    return images, torch.stack(noise)
+
+
+@torch.no_grad()
+def prepared_images(
+    series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip", low_pass: float | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images as line integrals of potential, in the frame whose tilt axis is y, and the variance of their noise.
 
     The contrast I / mean(I) - 1 of a weak object is 2 sigma ctf V (see `cryosim.microscope.optics`); here it is divided
     by 2 sigma and the voxel size, corrected for the sign of the ctf at least, turned and shifted back as
-    `TiltScheme` says, cut to the bin, and faded out at the edges.
+    `TiltScheme` says, cut to the bin, faded out at the edges, and cut at `low_pass` [Å].
 
-    Returns
-    -------
-    images : tensor (tilt, y, x)
-        [V·voxel].
-    noise : tensor (tilt,)
-        Variance of a pixel by counting statistics [V^2·voxel^2].
+    Yields
+    ------
+    image : tensor (y, x)
+        Of one tilt [V·voxel].
+    noise : tensor ()
+        Variance of its pixels by counting statistics [V^2·voxel^2].
     """
-    if ctf not in ("flip", "wiener", "none"):
+    if ctf not in get_args(Correction):
         raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
-    counts, tilts, optics = series.images, series.tilts, series.optics
-    counts = counts if counts.is_floating_point() else counts.float()
-    ny, nx = counts.shape[1:]
-    if not 1 <= bin <= min(ny, nx) or bin != int(bin):
-        raise ValueError(f"reconstruct: expected a whole bin from 1 to {min(ny, nx)}, the image's side, got {bin}.")
-    if not torch.isfinite(counts).all():
-        raise ValueError("reconstruct: TiltSeries.images holds values that are not finite; leave those tilts out.")
-    mean = counts.mean((1, 2), keepdim=True)
-    if not (mean > 0).all():
-        empty = [round(float(a), 2) for a in tilts.angles[(mean <= 0).flatten()]]
-        raise ValueError(f"reconstruct: the images at {empty} degrees hold no electrons; leave those tilts out.")
-    contrast = counts / mean - 1
-    voltage = torch.as_tensor(300.0 if optics is None else optics.voltage, dtype=torch.float64)
-    gain = 1 / (2 * interaction_constant(voltage) * series.pixel_size * bin).to(contrast)
-    gain = gain.reshape(-1, 1, 1)
-    spectra = torch.fft.rfft2(contrast)
-    if optics is None:
+    frame_shape(series, bin)
+    _check_counts(series)
+    if series.optics is None:
         warnings.warn(
             "reconstruct: the series has no optics, so its contrast transfer is not corrected, and its volts are "
             "those of a 300 kV microscope. Set TiltSeries.optics.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
-    if optics is None or ctf == "none":
-        correction = -contrast.new_ones(ny, nx)  # matter is dark in underfocus
-    else:
-        transfer = contrast_transfer(optics, (ny, nx), series.pixel_size)
-        transfer = transfer.to(spectra.dtype if transfer.is_complex() else contrast.dtype).conj()
-        correction = torch.sgn(transfer) if ctf == "flip" else transfer / (transfer.abs() ** 2 + 0.1)
-    corrected = torch.fft.irfft2(spectra * correction[..., : spectra.shape[-1]], s=(ny, nx))
-    noise = _kept_noise(correction, bin, float(tilts.axis_angle)) / mean.flatten() * gain.flatten() ** 2
-    aligned = to_tilt_frame(corrected, tilts.shifts / series.pixel_size, float(tilts.axis_angle))
+    dtype = series.images.dtype if series.images.is_floating_point() else torch.float32
+    correction = None
+    for i in range(len(series.tilts)):
+        one = series.replace(movies=None).index(slice(i, i + 1))
+        if correction is None or correction.ndim == 3:  # one for all tilts, where they share the optics
+            correction = _correction(one, ctf, dtype)
+        image, noise = _line_integrals(one, correction, bin, dtype)
+        yield image if low_pass is None else low_passed(image, low_pass / (float(series.pixel_size) * bin)), noise
+
+
+def _check_counts(series: TiltSeries) -> None:
+    finite = [bool(torch.isfinite(image).all()) for image in series.images]
+    if not all(finite):
+        raise ValueError("reconstruct: TiltSeries.images holds values that are not finite; leave those tilts out.")
+    means = [float(image.sum(dtype=torch.float64)) for image in series.images]
+    empty = [round(float(a), 2) for a, mean in zip(series.tilts.angles, means, strict=True) if not mean > 0]
+    if empty:
+        raise ValueError(f"reconstruct: the images at {empty} degrees hold no electrons; leave those tilts out.")
+
+
+def _correction(one: TiltSeries, ctf: Correction, dtype: torch.dtype) -> torch.Tensor:
+    """What the spectrum of a contrast is multiplied with, (y, x), or (1, y, x) where the optics belong to the tilt."""
+    if ctf == "none" or one.optics is None:
+        return -torch.ones(one.images.shape[1:], dtype=dtype)  # matter is dark in underfocus
+    transfer = contrast_transfer(one.optics, (one.images.shape[1], one.images.shape[2]), one.pixel_size)
+    transfer = transfer.to(dtype.to_complex() if transfer.is_complex() else dtype).conj()
+    return torch.sgn(transfer) if ctf == "flip" else transfer / (transfer.abs() ** 2 + 0.1)
+
+
+def _line_integrals(
+    one: TiltSeries, correction: torch.Tensor, bin: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prepared image (y, x) and the variance () of its noise, of a series of one tilt; without the low pass."""
+    counts, tilts, axis_angle = one.images.to(dtype), one.tilts, float(one.tilts.axis_angle)
+    mean = counts.mean()
+    contrast = counts / mean - 1
+    voltage = torch.as_tensor(300.0 if one.optics is None else one.optics.voltage, dtype=torch.float64)
+    gain = 1 / (2 * interaction_constant(voltage) * one.pixel_size * bin).to(dtype).reshape(())
+    spectrum = torch.fft.rfft2(contrast)
+    corrected = torch.fft.irfft2(spectrum * correction[..., : spectrum.shape[-1]], s=contrast.shape[1:])
+    noise = _kept_noise(correction, bin, axis_angle).reshape(()) / mean * gain**2
+    aligned = to_tilt_frame(corrected, tilts.shifts / one.pixel_size, axis_angle)
     if bin > 1:
-        rows, columns = (resampling_matrix(n, n // bin, float(bin), dtype=aligned.dtype) for n in aligned.shape[1:])
+        rows, columns = (resampling_matrix(n, n // bin, float(bin), dtype=dtype) for n in aligned.shape[1:])
         aligned = rows @ aligned @ columns.T
-    return _faded(aligned * gain), noise
+    return _faded(aligned[0] * gain), noise
 
 
 def to_tilt_frame(images: torch.Tensor, shifts: torch.Tensor, axis_angle: float) -> torch.Tensor:
@@ -264,9 +411,7 @@ def _faded(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
     return images
 
 
-def estimated_damping(
-    images: torch.Tensor, noise: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry
-) -> torch.Tensor:
+def estimated_damping(images: Stack, noise: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
     """Damping () [voxel^2]: the noise over the signal at the frequency where the specimen stands out most.
 
     A volume of power s in each layer shows depth / cos t times s in tilt t. So s is what the power of the images,
@@ -274,7 +419,9 @@ def estimated_damping(
     Wiener filter would have them, weaker ones less damped than that. At least a tenth of the noise counts as signal.
     """
     ny, nx = images.shape[1:]
-    power = (torch.fft.rfft2(images).abs().square().double() / (ny * nx)).mean(0)  # (y, x // 2 + 1)
+    power = torch.zeros(ny, nx // 2 + 1, dtype=torch.float64)  # mean over the tilts
+    for tilt in range(images.shape[0]):
+        power += torch.fft.rfft2(images[tilt]).abs().square().double() / (ny * nx * images.shape[0])
     ring = (squared_frequencies((ny, nx), half=True, dtype=torch.float64).sqrt() * min(ny, nx)).round().long()
     sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring.flatten(), power.flatten())
     rings = (sums / torch.bincount(ring.flatten()))[2 : min(ny, nx) // 2]  # without the mean and the edges' own ring

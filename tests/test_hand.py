@@ -16,7 +16,7 @@ import cryosim.io.series
 import cryosim.microscope.imaging
 import cryosim.microscope.scattering
 import cryosim.specimen.specimen
-import inverse.physics.closed_form
+import inverse.physics.rows
 import inverse.reconstruction
 from cryosim.acquisition.simulate import simulate
 from cryosim.acquisition.tilts import TiltScheme
@@ -116,7 +116,7 @@ _transmission = cryosim.microscope.backward.Step.transmission
 _propagator = cryosim.microscope.scattering.propagator
 _transfer = cryosim.microscope.imaging.transfer
 _ctf = inverse.reconstruction.contrast_transfer
-_shear = inverse.physics.closed_form.shear_matrices
+_slopes = inverse.physics.rows.slopes
 _frame = inverse.reconstruction.to_tilt_frame
 
 FLIPS = {
@@ -153,8 +153,8 @@ FLIPS = {
         lambda *args, **kwargs: -_ctf(*args, **kwargs),
     ),
     "tilt in the reconstruction": (
-        "inverse.physics.closed_form.shear_matrices",
-        lambda angles, *rest: _shear(-angles, *rest),
+        "inverse.physics.rows.slopes",
+        lambda angles: -_slopes(angles),
     ),
     "turn in the reconstruction": (
         "inverse.reconstruction.to_tilt_frame",

@@ -33,7 +33,7 @@ LARGEST_COMPRESSED = 2**34  # [byte] a compressed file may unfold to, whatever i
 
 _TYPES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}  # MRC2014 modes
 _WRITABLE = ("int16", "uint16", "float16", "float32")
-_LABEL = "cryosim"
+LABEL = "cryosim"
 _IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
 
 
@@ -140,7 +140,7 @@ def _write(path: str | Path, values: torch.Tensor, spacing: float, dtype: str, *
         mrc.voxel_size = spacing
         assert mrc.header is not None
         mrc.header.label[:] = b""  # mrcfile's own label tells the time
-        mrc.header.label[0] = _LABEL.encode()
+        mrc.header.label[0] = LABEL.encode()
         mrc.header.nlabl = 1
 
 

@@ -21,13 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from cryosim.core.volume import Volume
 from cryosim.io.files import FormatError, read_text
+
+if TYPE_CHECKING:
+    import zarr
 
 Kind = Literal["image", "labels"]
 
@@ -83,7 +86,7 @@ def write_zarr(
     if len(chunks) != 3 or min(chunks) < 1:
         raise ValueError(f"{path}: chunks: expected three sizes of 1 or more, got {chunks}.")
     deepest = _depth(values.shape)
-    depth = min(deepest, max(0, math.ceil(math.log2(max(values.shape) / _COARSEST)))) + 1 if levels is None else levels
+    depth = _levels(values.shape) if levels is None else levels
     if not 1 <= depth <= deepest + 1:
         raise ValueError(f"{path}: levels: expected 1 to {deepest + 1} for {values.shape}, got {levels}.")
     with atomic_folder(path) as folder:
@@ -131,6 +134,52 @@ def read_zarr(path: str | Path, level: int = 0) -> Volume:
     return Volume(torch.from_numpy(values if wider is None else values.astype(wider)), scale)
 
 
+def new_level(folder: Path, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...] = (_CHUNK,) * 3) -> zarr.Array:
+    """An array (z, y, x) without values yet, level 0 of an OME-Zarr folder; see `write_chunks`, `finish_levels`."""
+    import numcodecs.blosc
+    import zarr
+
+    return zarr.create_array(
+        folder,
+        shape=shape,
+        chunks=tuple(min(c, n) for c, n in zip(chunks, shape, strict=True)),
+        dtype=dtype,
+        compressors=numcodecs.blosc.Blosc(cname="zstd", clevel=3, shuffle=numcodecs.blosc.Blosc.SHUFFLE),
+        fill_value=0,
+        zarr_format=2,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        config={"write_empty_chunks": True},
+    )
+
+
+def write_chunks(array: zarr.Array, where: tuple[slice, ...], values: np.ndarray) -> None:
+    """array[where] = values, with the same bytes every time. Two processes may write where they share no chunk."""
+    import numcodecs.blosc
+
+    threads = numcodecs.blosc.set_nthreads(1)  # several finish their blocks in any order, and the bytes with them
+    try:
+        array[where] = values
+    finally:
+        numcodecs.blosc.set_nthreads(threads)
+
+
+def finish_levels(folder: Path, name: str, voxel_size: float) -> None:
+    """Coarser levels and metadata of an image called `name`, from its level 0 in `folder`, some chunks at a time."""
+    import zarr
+
+    array = zarr.open_array(folder / "0", mode="r", zarr_format=2)
+    depth = _levels(array.shape)
+    for level in range(1, depth):
+        shutil.rmtree(folder / str(level), ignore_errors=True)
+        coarse = new_level(folder / str(level), tuple(n // 2 for n in array.shape), array.dtype.name)
+        for z, y in product(*(range(0, n, _CHUNK) for n in coarse.shape[:2])):
+            fine = array[2 * z : 2 * (z + _CHUNK), 2 * y : 2 * (y + _CHUNK)]
+            write_chunks(coarse, (slice(z, z + _CHUNK), slice(y, y + _CHUNK)), _halved(np.asarray(fine), "image"))
+        array = zarr.open_array(folder / str(level), mode="r", zarr_format=2)
+    _dump(folder / ".zgroup", {"zarr_format": 2})
+    _dump(folder / ".zattrs", _metadata(name, voxel_size, depth, "image"))
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that in the end takes its place, with all its files on the disk.
@@ -141,24 +190,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise FormatError(target, "folder", "a folder or nothing", "a file of that name", "Choose another name.")
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary, old = (target.with_name(f".{target.name}.{what}-{mark}") for what in ("tmp", "old"))
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         temporary.mkdir()
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for entry in (*(os.path.join(folder, file) for file in files), folder):
-                _sync(entry)
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(temporary, target)
-        except BaseException:
-            if old.exists():
-                os.rename(old, target)
-            raise
+        replace_folder(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put the folder `temporary` in the place of `target`, on the same disk, as `atomic_folder` does in the end."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
+    for folder, _, files in os.walk(temporary):
+        for entry in (*(os.path.join(folder, file) for file in files), folder):
+            _sync(entry)
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        if old.exists():
+            os.rename(old, target)
         raise
     _sync(target.parent)
     with suppress(FileNotFoundError):
@@ -200,26 +254,13 @@ def _depth(shape: tuple[int, ...]) -> int:
     return max(0, min(shape).bit_length() - 2)
 
 
-def _write_level(folder: Path, values: np.ndarray, chunks: tuple[int, int, int]) -> None:
-    import numcodecs.blosc
-    import zarr
+def _levels(shape: tuple[int, ...]) -> int:
+    """As many as bring the longest axis down to that of the coarsest, while every axis has two samples or more."""
+    return min(_depth(shape), max(0, math.ceil(math.log2(max(shape) / _COARSEST)))) + 1
 
-    array = zarr.create_array(
-        folder,
-        shape=values.shape,
-        chunks=tuple(min(c, n) for c, n in zip(chunks, values.shape, strict=True)),
-        dtype=values.dtype,
-        compressors=numcodecs.blosc.Blosc(cname="zstd", clevel=3, shuffle=numcodecs.blosc.Blosc.SHUFFLE),
-        fill_value=0,
-        zarr_format=2,
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        config={"write_empty_chunks": True},
-    )
-    threads = numcodecs.blosc.set_nthreads(1)  # several finish their blocks in any order, and the bytes with them
-    try:
-        array[:] = values
-    finally:
-        numcodecs.blosc.set_nthreads(threads)
+
+def _write_level(folder: Path, values: np.ndarray, chunks: tuple[int, int, int]) -> None:
+    write_chunks(new_level(folder, values.shape, values.dtype.name, chunks), (slice(None),) * 3, values)
 
 
 def _halved(values: np.ndarray, kind: Kind) -> np.ndarray:
