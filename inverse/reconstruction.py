@@ -66,7 +66,7 @@ def reconstruct(
     weight: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
-    """Tomogram of a tilt series.
+    """Tomogram of a tilt series. It has no gradients: for those use the operators.
 
     Parameters
     ----------
