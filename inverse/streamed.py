@@ -32,7 +32,7 @@ from torch.utils import _pytree
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.cluster import outcomes
-from cryosim.io.files import FormatError, write_text
+from cryosim.io.files import FormatError, sync, write_text
 from cryosim.io.slabs import MrcSlabs, Precision, Statistics, ZarrSlabs
 from cryosim.io.store import replace_folder
 from inverse.reconstruction import Correction, Design, Method, damped, designed, prepared_images, slabs
@@ -124,7 +124,7 @@ def reconstruct_to(
             replace_folder(output.path, target)
         else:
             os.replace(output.path, target)
-            _sync(target.parent)
+            sync(target.parent)
     return Path(path)
 
 
@@ -214,14 +214,6 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # ---------------------------------------------------------------------------------------------------- prepared images
 
 
@@ -278,7 +270,7 @@ def _prepare(work: Path, series: TiltSeries, design: Design, how: dict[str, Any]
             noise.append(variance)
             if progress:
                 progress("preparing images", i + 1, images.shape[0])
-    _sync(images.path)
+    sync(images.path)
     write_text(work / "prepared.json", json.dumps(_as_json(damped(design, images, torch.stack(noise)))) + "\n")
 
 

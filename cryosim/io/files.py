@@ -83,13 +83,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -155,7 +155,8 @@ def read_exactly(stream: IO[bytes], n: int, path: Path) -> bytes:
         raise FormatError(path, "compressed data", "a whole stream", str(error), "Copy it again.") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
+    """Have a file, or a folder's list of names, on the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from mrcfile.dtypes import HEADER_DTYPE
 
+from cryosim.io.files import sync
 from cryosim.io.mrc import LABEL
 from cryosim.io.store import finish_levels, new_level, write_chunks
 
@@ -101,7 +102,7 @@ class MrcSlabs(NamedTuple):
 
     def sync(self, rows: slice) -> None:
         """Bring what is written to the disk."""
-        _sync(self.path)
+        sync(self.path)
 
     def finish(self, statistics: Statistics) -> None:
         """The header's statistics."""
@@ -110,7 +111,7 @@ class MrcSlabs(NamedTuple):
             assert mrc.header is not None
             mrc.header.dmin, mrc.header.dmax, mrc.header.dmean = statistics.smallest, statistics.largest, mean
             mrc.header.rms = math.sqrt(max(0.0, statistics.squares / statistics.number - mean**2))
-        _sync(self.path)
+        sync(self.path)
 
 
 class ZarrSlabs(NamedTuple):
@@ -145,17 +146,9 @@ class ZarrSlabs(NamedTuple):
         """Bring the slab `rows` to the disk."""
         for folder in (self.path / "0").glob(f"*/{rows.start // self.rows}"):
             for chunk in folder.iterdir():
-                _sync(chunk)
-            _sync(folder)
+                sync(chunk)
+            sync(folder)
 
     def finish(self, statistics: Statistics) -> None:
         """The coarser levels and the metadata."""
         finish_levels(self.path, self.name, self.voxel_size)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

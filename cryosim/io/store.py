@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from cryosim.core.volume import Volume
-from cryosim.io.files import FormatError, read_text
+from cryosim.io.files import FormatError, read_text, sync
 
 if TYPE_CHECKING:
     import zarr
@@ -205,7 +205,7 @@ def replace_folder(temporary: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
     for folder, _, files in os.walk(temporary):
         for entry in (*(os.path.join(folder, file) for file in files), folder):
-            _sync(entry)
+            sync(entry)
     if target.exists():
         os.rename(target, old)
     try:
@@ -214,7 +214,7 @@ def replace_folder(temporary: Path, target: Path) -> None:
         if old.exists():
             os.rename(old, target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     with suppress(FileNotFoundError):
         shutil.rmtree(old)
 
@@ -368,11 +368,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FormatError(path, "content", "a JSON object", type(content).__name__)
     return content
-
-
-def _sync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

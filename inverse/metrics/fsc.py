@@ -86,13 +86,7 @@ def fsc(
     -----
     Harauz & van Heel 1986, Optik 73, 146.
     """
-    a, b = (torch.as_tensor(v.values if isinstance(v, Volume) else v) for v in (a, b))
-    if a.shape != b.shape or a.ndim != 3:
-        raise ValueError(
-            f"fsc: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
-        )
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("fsc: a volume holds values that are not finite.")
+    a, b = two_volumes("fsc", a, b)
     fa, fb = (torch.fft.rfftn(v.double()) for v in (a, b))
     k = squared_frequencies_3d(a.shape, voxel_size, a.device).sqrt()
     weight = k.new_full(k.shape, 2.0)  # a half space: all columns but the first (and an even last) stand for two
@@ -118,6 +112,18 @@ def fsc(
     middle = torch.arange(n_shells + 1, dtype=torch.float64, device=k.device) * width
     reliable = middle >= (1 / thickness if thickness else 0.5 * width)
     return ShellCorrelation(middle, correlation, samples, reliable)
+
+
+def two_volumes(name: str, a: torch.Tensor | Volume, b: torch.Tensor | Volume) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values (z, y, x) of both; ValueError, in the name of a function, unless they are finite and of one shape."""
+    a, b = (torch.as_tensor(v.values if isinstance(v, Volume) else v) for v in (a, b))
+    if a.shape != b.shape or a.ndim != 3:
+        raise ValueError(
+            f"{name}: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError(f"{name}: a volume holds values that are not finite.")
+    return a, b
 
 
 def measured_region(shape: tuple[int, int, int], angles: torch.Tensor | Sequence[float]) -> torch.Tensor:

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 import torch
 
 from cryosim.core.volume import Volume
-from inverse.metrics.fsc import squared_frequencies_3d
+from inverse.metrics.fsc import squared_frequencies_3d, two_volumes
 
 _FEWEST_SAMPLES = 20
 """A correlation of fewer tells too little to call a place unresolved by it."""
@@ -93,13 +93,7 @@ def local_correlation(
 
     Arguments and errors as in `local_resolution`. Differentiable.
     """
-    a, b = (torch.as_tensor(v.values if isinstance(v, Volume) else v) for v in (a, b))
-    if a.shape != b.shape or a.ndim != 3:
-        raise ValueError(
-            f"local_resolution: expected two volumes (z, y, x) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
-        )
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("local_resolution: a volume holds values that are not finite.")
+    a, b = two_volumes("local_resolution", a, b)
     if not 0 < voxel_size < math.inf:
         raise ValueError(f"local_resolution.voxel_size: expected a positive length [Å], got {voxel_size}.")
     sigma = 5.0 if window is None else window / voxel_size  # [voxel]

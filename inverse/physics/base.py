@@ -140,17 +140,19 @@ class TiltPhysics(LinearPhysics):
 
     def expect_images(self, images: torch.Tensor) -> None:
         """Raise ValueError unless `images` are what this operator makes."""
-        self._expect(images, (self.angles.shape[-1], *self.image_shape), "images (batch, channel, tilt, y, x)")
+        expect(self, images, (self.angles.shape[-1], *self.image_shape), "images (batch, channel, tilt, y, x)")
 
     def fit_rows(self, images: torch.Tensor, rows: int | None = None) -> torch.Tensor:
         """Images cut or padded with zeros to `rows` (those of the volume), about the centre row n // 2."""
         return fitted(images, self.volume_shape[1] if rows is None else rows, -2)
 
-    def _expect(self, given: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
-        if given.ndim != 5 or tuple(given.shape[2:]) != tuple(shape):
-            raise ValueError(
-                f"{type(self).__name__}: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
-            )
+
+def expect(operator: object, given: torch.Tensor, shape: Sequence[int], what: str) -> None:
+    """Raise ValueError, in the name of an operator, unless `given` is (batch, channel, *shape)."""
+    if given.ndim != 5 or tuple(given.shape[2:]) != tuple(shape):
+        raise ValueError(
+            f"{type(operator).__name__}: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
+        )
 
 
 def fitted(values: torch.Tensor, n: int, axis: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from cryosim.core.fourier import fast_length
 from cryosim.core.record import differentiated, hidden
 from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
-from inverse.physics.base import TiltPhysics, fitted
+from inverse.physics.base import TiltPhysics, expect, fitted
 from inverse.physics.closed_form import (
     Damped,
     backproject_filtered,
@@ -25,7 +25,7 @@ from inverse.physics.heights import Fading, Imaging, heights, node_counts, see, 
 from inverse.physics.spectral import Grid, TiltGeometry, tilt_geometry
 
 Heights = Literal["none", "plane", "all"]
-_LENS = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
+LENS = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
 
 
 class ContrastProjection(TiltPhysics):
@@ -81,7 +81,7 @@ class ContrastProjection(TiltPhysics):
     The derivation stands in `inverse.physics.heights` and `inverse.physics.contrast_inverse`.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("angles", *_LENS, "shifts")
+    parameter_names: ClassVar[tuple[str, ...]] = ("angles", *LENS, "shifts")
     """Of the buffers, each (1 or batch, ...)."""
 
     defocus: torch.Tensor
@@ -125,7 +125,7 @@ class ContrastProjection(TiltPhysics):
         self.voxel_size, self.optics = float(voxel_size), optics
         self.grid: Grid = grid
         self.heights, self.hand, self.accuracy, self.fading = heights, hand, accuracy, fading
-        for name in _LENS:
+        for name in LENS:
             value = torch.as_tensor(getattr(optics, name), dtype=self.angles.dtype)
             self.register_buffer(name, value.expand(tilts)[None].clone())
         shifts = self.angles.new_zeros(tilts, 2) if shifts is None else shifts.to(self.angles.dtype)
@@ -168,7 +168,7 @@ class ContrastProjection(TiltPhysics):
     def A(self, x: torch.Tensor, **parameters) -> torch.Tensor:
         """Contrast (batch, channel, tilt, y, x) [1] of volumes (batch, channel, z, y, x) [V]."""
         self.update_parameters(**parameters)
-        self._expect(x, self.volume_shape, "a volume (batch, channel, z, y, x)")
+        expect(self, x, self.volume_shape, "a volume (batch, channel, z, y, x)")
         items = [
             torch.stack([self._cut(self._see(volume, imaging)) for volume in item])
             for item, imaging in zip(x, self._imagings(x), strict=True)
@@ -226,7 +226,7 @@ class ContrastProjection(TiltPhysics):
     # ------------------------------------------------------------------------------------------------------ parameters
 
     def _lens(self, item: int) -> Optics:
-        return self.optics.replace(**{name: self._of(name, item).double() for name in _LENS})
+        return self.optics.replace(**{name: self._of(name, item).double() for name in LENS})
 
     def _of(self, name: str, item: int) -> torch.Tensor:
         values = getattr(self, name)

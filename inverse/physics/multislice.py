@@ -13,11 +13,9 @@ from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
 from cryosim.microscope.scattering import multislice
 from cryosim.specimen.potential import Slices
-from inverse.physics.base import fitted
-from inverse.physics.contrast import EwaldProjection
+from inverse.physics.base import expect, fitted
+from inverse.physics.contrast import LENS, EwaldProjection
 from inverse.physics.turn import turned
-
-_LENS = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
 
 
 class MultisliceProjection(Physics):
@@ -80,12 +78,12 @@ class MultisliceProjection(Physics):
             raise ValueError("angles: expected one list (tilt,) of angles below 80 degrees, the same for all items.")
         check_per_tilt(optics, self.linear.angles.shape[1])
         self.register_buffer("angles", self.linear.angles.clone())
-        for name in _LENS:
+        for name in LENS:
             self.register_buffer(name, getattr(self.linear, name).clone())
 
     def update_parameters(self, **parameters) -> None:
         """Take new angles, defocus, astigmatism, astigmatism_angle or phase_shift, (tilt,) or (1, tilt)."""
-        for name in ("angles", *_LENS):
+        for name in ("angles", *LENS):
             value = parameters.get(name)
             if value is not None:
                 value = value[None] if value.ndim == 1 else value
@@ -97,7 +95,7 @@ class MultisliceProjection(Physics):
     def A(self, x: torch.Tensor, **parameters) -> torch.Tensor:
         """Intensity (batch, channel, tilt, y, x) [1] of volumes (batch, channel, z, y, x) [V]."""
         self.update_parameters(**parameters)
-        self._expect(x, self.volume_shape, "a volume (batch, channel, z, y, x)")
+        expect(self, x, self.volume_shape, "a volume (batch, channel, z, y, x)")
         tilts = range(self.angles.shape[1])
         return torch.stack([torch.stack([self._image(v, i) for i in tilts]) for v in x.flatten(0, 1)]).unflatten(
             0, x.shape[:2]
@@ -105,7 +103,7 @@ class MultisliceProjection(Physics):
 
     def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Gradient (batch, channel, z, y, x) of <A(x), v> in x; one tilt is held at a time."""
-        self._expect(v, (self.angles.shape[1], *self.image_shape), "images (batch, channel, tilt, y, x)")
+        expect(self, v, (self.angles.shape[1], *self.image_shape), "images (batch, channel, tilt, y, x)")
         gradient = torch.zeros_like(x)
         for b in range(x.shape[0]):
             for c in range(x.shape[1]):
@@ -144,7 +142,7 @@ class MultisliceProjection(Physics):
     def _image(self, volume: torch.Tensor, tilt: int) -> torch.Tensor:
         """Intensity (y, x) of one tilt."""
         slices, centre = self.slices(volume, tilt)
-        lens = self.optics.index(tilt).replace(**{name: getattr(self, name)[0, tilt].double() for name in _LENS})
+        lens = self.optics.index(tilt).replace(**{name: getattr(self, name)[0, tilt].double() for name in LENS})
         wave = multislice(slices, lens, plane=centre)
         seen = image(wave, lens, self.voxel_size)
         return fitted(fitted(seen, self.image_shape[0], -2), self.image_shape[1], -1)
@@ -163,11 +161,5 @@ class MultisliceProjection(Physics):
 
     def _linear(self) -> EwaldProjection:
         with torch.no_grad():
-            self.linear.update(**{name: getattr(self, name) for name in ("angles", *_LENS)})
+            self.linear.update(**{name: getattr(self, name) for name in ("angles", *LENS)})
         return self.linear
-
-    def _expect(self, given: torch.Tensor, shape: tuple[int, ...], what: str) -> None:
-        if given.ndim != 5 or tuple(given.shape[2:]) != tuple(shape):
-            raise ValueError(
-                f"MultisliceProjection: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
-            )

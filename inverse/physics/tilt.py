@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from inverse.physics.base import TiltPhysics
+from inverse.physics.base import TiltPhysics, expect
 from inverse.physics.closed_form import damped_least_squares, largest_eigenvalue
 from inverse.physics.spectral import Grid, TiltGeometry, backproject, project, tilt_geometry
 
@@ -87,7 +87,7 @@ class TiltProjection(TiltPhysics):
     def A(self, x: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Images (batch, channel, tilt, y, x) of volumes (batch, channel, z, y, x)."""
         self.update_parameters(angles=angles, **kwargs)
-        self._expect(x, self.volume_shape, "a volume (batch, channel, z, y, x)")
+        expect(self, x, self.volume_shape, "a volume (batch, channel, z, y, x)")
 
         def act(item: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
             return project(item, tilts, self.geometry)
