@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from inverse.metrics.local_resolution import local_resolution as local_resolution
     from inverse.physics.contrast import ContrastProjection as ContrastProjection
     from inverse.physics.contrast import EwaldProjection as EwaldProjection
+    from inverse.physics.contrast import fading_by_tilt as fading_by_tilt
     from inverse.physics.deformed import DeformedProjection as DeformedProjection
+    from inverse.physics.gaussian import GaussianModel as GaussianModel
+    from inverse.physics.gaussian import marginal_log_likelihood as marginal_log_likelihood
+    from inverse.physics.gaussian_estimate import ModelEstimate as ModelEstimate
+    from inverse.physics.gaussian_estimate import estimate_model as estimate_model
     from inverse.physics.multislice import MultisliceProjection as MultisliceProjection
     from inverse.physics.noise import CountingFidelity as CountingFidelity
     from inverse.physics.noise import CountingNoise as CountingNoise
@@ -31,26 +36,31 @@ if TYPE_CHECKING:
     from inverse.physics.wedge import noise_gain as noise_gain
     from inverse.reconstruction import Reconstruction as Reconstruction
     from inverse.reconstruction import reconstruct as reconstruct
+    from inverse.solvers.krylov import cgls as cgls
+    from inverse.solvers.krylov import lsqr as lsqr
     from inverse.solvers.linear import least_squares as least_squares
     from inverse.solvers.linear import wbp as wbp
     from inverse.solvers.nonlinear import gauss_newton as gauss_newton
+    from inverse.solvers.primal_dual import primal_dual as primal_dual
+    from inverse.solvers.primal_dual import tgv as tgv
+    from inverse.solvers.primal_dual import tv as tv
+    from inverse.solvers.primal_dual import wavelets as wavelets
     from inverse.solvers.sirt import sirt as sirt
-    from inverse.solvers.wiener import GaussianModel as GaussianModel
-    from inverse.solvers.wiener import ModelEstimate as ModelEstimate
     from inverse.solvers.wiener import Wiener as Wiener
-    from inverse.solvers.wiener import estimate_model as estimate_model
-    from inverse.solvers.wiener import marginal_log_likelihood as marginal_log_likelihood
     from inverse.solvers.wiener import posterior_samples as posterior_samples
     from inverse.solvers.wiener import posterior_std as posterior_std
     from inverse.solvers.wiener import wiener as wiener
+    from inverse.streamed import reconstruct_to as reconstruct_to
 
 _HOMES = {
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],
     "metrics.halves": ["half_maps"],
     "metrics.local_resolution": ["local_resolution"],
-    "physics.contrast": ["ContrastProjection", "EwaldProjection"],
+    "physics.contrast": ["ContrastProjection", "EwaldProjection", "fading_by_tilt"],
     "physics.deformed": ["DeformedProjection"],
+    "physics.gaussian": ["GaussianModel", "marginal_log_likelihood"],
+    "physics.gaussian_estimate": ["ModelEstimate", "estimate_model"],
     "physics.multislice": ["MultisliceProjection"],
     "physics.noise": [
         "CountingFidelity",
@@ -62,19 +72,13 @@ _HOMES = {
     "physics.tilt": ["TiltProjection"],
     "physics.wedge": ["crowther_resolution", "elongation", "measured", "measured_share", "noise_gain"],
     "reconstruction": ["Reconstruction", "reconstruct"],
+    "solvers.krylov": ["cgls", "lsqr"],
     "solvers.linear": ["least_squares", "wbp"],
     "solvers.nonlinear": ["gauss_newton"],
+    "solvers.primal_dual": ["primal_dual", "tgv", "tv", "wavelets"],
     "solvers.sirt": ["sirt"],
-    "solvers.wiener": [
-        "GaussianModel",
-        "ModelEstimate",
-        "Wiener",
-        "estimate_model",
-        "marginal_log_likelihood",
-        "posterior_samples",
-        "posterior_std",
-        "wiener",
-    ],
+    "solvers.wiener": ["Wiener", "posterior_samples", "posterior_std", "wiener"],
+    "streamed": ["reconstruct_to"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,6 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="From tilt series to tomograms.", p
 class _Method(StrEnum):
     wbp = "wbp"
     least_squares = "least-squares"
+    sirt = "sirt"
+    tv = "tv"
+    wiener = "wiener"
 
 
 class _Correction(StrEnum):
@@ -76,11 +79,21 @@ def reconstruct(
     bin: Annotated[int, typer.Option(min=1, help="Image pixels to a voxel edge.")] = 1,
     ctf: Annotated[_Correction, typer.Option(help="Correction of the contrast transfer.")] = _Correction.flip,
     low_pass: Annotated[float | None, typer.Option(min=0, help="Finest period to keep [Å].")] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0, help="Of the damping [voxel^2] or the variation; else found from the noise.")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of sirt (else 10), or at most of tv (else 100).")
+    ] = None,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
     alignment: Annotated[
         Path | None, typer.Option(help="Of the series: .xf (IMOD), .aln (AreTomo), .star (RELION 5) or .xml (Warp).")
     ] = None,
     angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    ctf_file: Annotated[
+        Path | None, typer.Option(help="CTF fits: .defocus (IMOD), .txt (AreTomo, CTFFIND), .star or .xml.")
+    ] = None,
+    voltage: Annotated[float | None, typer.Option(min=0, help="[kV], where no file tells it.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
     precision: Annotated[_Precision, typer.Option(help="Of the values in the file.")] = _Precision.float32,
     resume: Annotated[
@@ -95,13 +108,13 @@ def reconstruct(
 ) -> None:
     """Reconstruct a tomogram, of any size: it is written slab by slab.
 
-    With --alignment, --angles or --exclude, empty images are left out, and what is not given is taken from the files
-    beside the series.
+    With --alignment, --angles, --ctf-file, --voltage or --exclude, empty images are left out, and what is not given is
+    taken from the files beside the series.
     """
     with clear_errors(), progress_bars() as report:
         from inverse.streamed import reconstruct_to
 
-        given = _read(series, pixel_size, alignment, angles, exclude)
+        given = _read(series, pixel_size, alignment, angles, ctf_file, voltage, exclude)
         path = _writable(output or series.with_name(f"{_stem(series)}_{method.value}.mrc"), series)
         reconstruct_to(
             path,
@@ -112,6 +125,8 @@ def reconstruct(
             bin=bin,
             ctf=ctf.value,
             low_pass=low_pass,
+            weight=weight,
+            iterations=iterations,
             resume=resume,
             workers=workers,
             scheduler=scheduler,
@@ -121,9 +136,15 @@ def reconstruct(
 
 
 def _read(
-    series: Path, pixel_size: float | None, alignment: Path | None, angles: Path | None, exclude: str | None
+    series: Path,
+    pixel_size: float | None,
+    alignment: Path | None,
+    angles: Path | None,
+    ctf_file: Path | None,
+    voltage: float | None,
+    exclude: str | None,
 ) -> TiltSeries:
-    if alignment is None and angles is None and exclude is None:
+    if all(given is None for given in (alignment, angles, ctf_file, voltage, exclude)):
         from cryosim.io.series import read_series
 
         return read_series(series, pixel_size=pixel_size)
@@ -133,7 +154,13 @@ def _read(
     if not all(section.isdecimal() for section in sections):
         raise ValueError(f"--exclude: expected sections such as 3,17, counted from 0, got {exclude!r}.")
     return import_series(
-        series, pixel_size=pixel_size, alignment=alignment, angles=angles, exclude=[int(s) for s in sections]
+        series,
+        pixel_size=pixel_size,
+        alignment=alignment,
+        angles=angles,
+        ctf_file=ctf_file,
+        voltage=voltage,
+        exclude=[int(s) for s in sections],
     )
 
 

@@ -2,13 +2,13 @@
 
 Tilted about y, row y of the volume depends on row y of the images alone. So the images are prepared once, in two
 dimensions and tilt by tilt, and the volume is made in slabs of rows whose memory does not grow with the tomogram.
-Neither method couples rows once the images are prepared, so slabs need no margin.
+Back-projection, least squares and SIRT do not couple rows, so their slabs need no margin. Total variation and the
+Wiener filter do, by what they expect of the specimen: their slabs are made with `HALO` more rows on both sides.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -16,26 +16,31 @@ import torch
 from torch.nn import functional
 
 from cryosim.acquisition.series import TiltSeries
-from cryosim.core.constants import interaction_constant
-from cryosim.core.fourier import (
-    fast_length,
-    frequencies,
-    half_frequencies,
-    resampling_matrix,
-    shifted,
-    squared_frequencies,
-)
+from cryosim.core.fourier import squared_frequencies
 from cryosim.core.record import Record, item
 from cryosim.core.volume import Volume
-from cryosim.microscope.optics import ctf as contrast_transfer
-from inverse.physics.closed_form import gram_solver
-from inverse.physics.rows import LAYERS, backproject_rows, row_backprojection
-from inverse.physics.spectral import TiltGeometry, tilt_geometry
-from inverse.solvers.linear import Filter, low_passed, wbp_filter
+from cryosim.microscope.optics import Optics
+from inverse.physics.closed_form import gram_solver, largest_eigenvalue
+from inverse.physics.gaussian import GaussianModel
+from inverse.physics.gaussian_estimate import estimate_model
+from inverse.physics.rows import LAYERS, Block, backproject_rows, row_backprojection
+from inverse.physics.spectral import TiltGeometry, project, tilt_geometry
+from inverse.physics.tilt import TiltProjection
+from inverse.physics.wedge import LEAST_CUTOFF, projector
+from inverse.preparation import Correction, faded_edges, frame_shape, prepare
+from inverse.priors.classic import TotalVariation
+from inverse.solvers.linear import Filter, wbp_filter
+from inverse.solvers.primal_dual import matching_weight, primal_dual
+from inverse.solvers.sirt import sirt
+from inverse.solvers.wiener import posterior_std, wiener
 
-Method = Literal["wbp", "least-squares"]
-Correction = Literal["flip", "wiener", "none"]
+Method = Literal["wbp", "least-squares", "sirt", "tv", "wiener"]
+HALO = {"tv": 16, "wiener": 32}
+"""Rows on both sides of a slab that a method sees and does not keep; those not named here need none."""
 _ROWS = 64
+_ITERATIONS = {"sirt": 10, "tv": 100}
+_FITTED_ROWS = 256  # from which the model of the Wiener filter, and the weight of total variation, are found
+_NOISE_SAMPLES = 2**15  # of each layer, by which the deviation of noise is measured
 _DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
 
 
@@ -46,12 +51,56 @@ class Reconstruction(Record):
     ----------
     volume : Volume
         Potential above its surroundings [V], as far as the images carry it.
-    damping : tensor ()
-        That least squares used [voxel^2]; NaN for back-projection.
+    std : tensor (z, y, x), or None
+        Standard deviation of each voxel [V]. By the Wiener filter that of its posterior: of what noise and missing
+        views leave open. By methods that are linear in the images, that of the noise alone. None for total variation.
+    images : tensor (tilt, y, x)
+        Prepared images that the volume was made of [V·voxel].
+    noise : tensor (tilt,)
+        Variance of their pixels by counting statistics [V^2·voxel^2].
+    angles : tensor (tilt,)
+        [deg].
+    weight : tensor ()
+        That regularised: the damping of least squares [voxel^2], that of total variation; NaN where there is none.
     """
 
     volume: Volume
-    damping: torch.Tensor = item(0)
+    std: torch.Tensor | None
+    images: torch.Tensor = item(2)
+    noise: torch.Tensor = item(0)
+    angles: torch.Tensor = item(0)
+    weight: torch.Tensor = item(0)
+
+    @property
+    def measured(self) -> Volume:
+        """The part of the volume that the images determine in spite of their noise; the rest is the method's own.
+
+        See `inverse.measured`. What is weaker in the images than `estimated_damping` finds the noise to be is not
+        determined.
+        """
+        values = self.volume.values
+        cutoff = estimated_damping(self.images, self.noise, self.angles, self._geometry)
+        least = LEAST_CUTOFF * largest_eigenvalue(self.angles.double(), self._geometry)
+        act = projector(self.angles, self._geometry, torch.maximum(cutoff, least), values.dtype)
+        return self.volume.replace(values=act(values))
+
+    @property
+    def misfit(self) -> torch.Tensor:
+        """Mean square (tilt,) of what the images differ by from those of the volume, over the noise's [1].
+
+        About 1 where a volume explains its images; more where it lacks something, less where it has taken up noise.
+        """
+        squares = 0.0
+        for rows in range(0, self.images.shape[1], _ROWS):
+            y = self.images[:, rows : rows + _ROWS]
+            seen = project(self.volume.values[:, rows : rows + _ROWS], self.angles, self._geometry)
+            squares = squares + (seen - y).double().square().sum((1, 2))
+        return squares / self.images[0].numel() / self.noise
+
+    @property
+    def _geometry(self) -> TiltGeometry:
+        depth, _, width = self.volume.values.shape
+        return tilt_geometry(depth, width, width, "camera", float(self.angles.abs().max()))
 
 
 def reconstruct(
@@ -64,6 +113,8 @@ def reconstruct(
     filter: Filter = "ramp",
     low_pass: float | None = None,
     weight: float | None = None,
+    iterations: int | None = None,
+    std: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
     """Tomogram of a tilt series. It has no gradients: for those use the operators.
@@ -72,8 +123,9 @@ def reconstruct(
     ----------
     series : TiltSeries
         Counts, or any images whose mean is the unscattered intensity.
-    method : {"wbp", "least-squares"}
-        Weighted back-projection, or damped least squares in closed form.
+    method : {"wbp", "least-squares", "sirt", "tv", "wiener"}
+        Weighted back-projection; damped least squares in closed form; simultaneous iterations; total variation;
+        posterior mean under the Gaussian model of which the images are most probable.
     thickness : float, optional
         Of the volume along the beam [Å]; half the width of the images when left out.
     bin : int
@@ -86,8 +138,13 @@ def reconstruct(
     low_pass : float, optional
         Finest period to keep [Å].
     weight : float, optional
-        Of the damping, as in `inverse.least_squares` [voxel^2], positive; when left out, estimated from the images'
-        noise and signal.
+        Of the damping, as in `inverse.least_squares` [voxel^2], or of the variation, as in `inverse.tv`; positive. When
+        left out, estimated from the images' noise and signal, or so that the images are met as closely as their noise
+        allows.
+    iterations : int, optional
+        Of SIRT, 10 when left out; at most so many of total variation, 100 when left out.
+    std : bool
+        Compute the standard deviation.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -105,17 +162,25 @@ def reconstruct(
     ValueError
         For an unknown method, a number out of bounds, or images that hold no electrons.
     """
-    design = designed(
-        series, method, thickness=thickness, bin=bin, ctf=ctf, filter=filter, low_pass=low_pass, weight=weight
-    )
-    images, noise = prepare(series, bin=bin, ctf=ctf, low_pass=low_pass)  # (tilt, y, x) [V·voxel], (tilt,)
-    design = damped(design, images, noise)
+    how: Any = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
+    design = designed(series, method, thickness=thickness, filter=filter, weight=weight, iterations=iterations, **how)
+    images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
+    design = fitted_design(design, images, noise)
     values = images.new_empty(design.shape)
-    for rows, layers, block in slabs(images, design):
+    rows_at_once = design.shape[1] if method in HALO else None
+    for rows, layers, block in slabs(images, design, rows=rows_at_once):
         values[layers, rows] = block
         if progress and layers.stop == design.shape[0]:
             progress(rows.stop, design.shape[1])
-    return Reconstruction(Volume(values, design.voxel_size), torch.tensor(design.damping, dtype=torch.float64))
+    spread = deviation(series, design, images.dtype, **how) if std else None
+    return Reconstruction(
+        Volume(values, design.voxel_size),
+        None if spread is None else spread[:, None, None].expand(design.shape),
+        images,
+        noise,
+        series.tilts.angles,
+        torch.tensor(design.weight, dtype=torch.float64),
+    )
 
 
 class Stack(Protocol):
@@ -139,11 +204,17 @@ class Design(NamedTuple):
         [Å].
     angles : tuple of float
         Of the tilts [deg].
-    method : {"wbp", "least-squares"}
+    method : {"wbp", "least-squares", "sirt", "tv", "wiener"}
     filter : {"ramp", "exact"}
         Of the back-projection.
-    damping : float
-        Of least squares [voxel^2]; NaN for back-projection, and as long as it is to be estimated.
+    weight : float
+        Of what regularises, as in `reconstruct`; NaN where nothing does, and as long as it is to be found.
+    iterations : int
+        0 for methods in closed form.
+    noise : float
+        Mean variance of a pixel [V^2·voxel^2], for total variation; NaN as long as it is to be found.
+    model : tuple of tuple of float, or None
+        Spectrum, frequencies, noise and thickness of the `GaussianModel` of the Wiener filter; None as weight is NaN.
     """
 
     shape: tuple[int, int, int]
@@ -151,7 +222,10 @@ class Design(NamedTuple):
     angles: tuple[float, ...]
     method: Method
     filter: Filter
-    damping: float
+    weight: float
+    iterations: int = 0
+    noise: float = math.nan
+    model: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def geometry(self) -> TiltGeometry:
@@ -170,20 +244,21 @@ def designed(
     filter: Filter,
     low_pass: float | None,
     weight: float | None,
+    iterations: int | None,
 ) -> Design:
     """What `reconstruct` would make, with the arguments checked and nothing computed. Errors are its own."""
-    if method not in get_args(Method):
-        raise ValueError(f'reconstruct: expected the method "wbp" or "least-squares", got {method!r}.')
-    if filter not in get_args(Filter):
-        raise ValueError(f'reconstruct: expected the filter "ramp" or "exact", got {filter!r}.')
-    if ctf not in get_args(Correction):
-        raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
+    for name, given, known in (("method", method, Method), ("filter", filter, Filter), ("ctf", ctf, Correction)):
+        if given not in get_args(known):
+            listed = ", ".join(f'"{one}"' for one in get_args(known))
+            raise ValueError(f"reconstruct: expected the {name} to be one of {listed}, got {given!r}.")
     if thickness is not None and not thickness > 0:
         raise ValueError(f"reconstruct: expected a positive thickness [Å], got {thickness}.")
     if low_pass is not None and not 0 < low_pass < math.inf:
         raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
     if weight is not None and not 0 < weight < math.inf:
-        raise ValueError(f"reconstruct: expected a positive weight [voxel^2], got {weight}.")
+        raise ValueError(f"reconstruct: expected a positive weight, got {weight}.")
+    if iterations is not None and not (iterations >= 1 and iterations == int(iterations)):
+        raise ValueError(f"reconstruct: expected 1 of the iterations or more, got {iterations}.")
     rows, width = frame_shape(series, bin)
     voxel = float(series.pixel_size) * bin
     thickness = width * voxel / 2 if thickness is None else thickness
@@ -193,16 +268,32 @@ def designed(
             "Check its unit, or raise bin."
         )
     shape = (max(1, round(thickness / voxel)), rows, width)
-    damping = math.nan if weight is None or method == "wbp" else float(weight)
-    return Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, damping)
+    given = weight if weight is not None and method in ("least-squares", "tv") else math.nan
+    steps = int(iterations or _ITERATIONS[method]) if method in _ITERATIONS else 0
+    return Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, float(given), steps)
 
 
-def damped(design: Design, images: Stack, noise: torch.Tensor) -> Design:
-    """`design` with the damping that least squares needs, where none was asked for, from the prepared images."""
-    if design.method == "wbp" or not math.isnan(design.damping):
+def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
+    """`design` with what its method needs to know of the prepared images, where it was not given."""
+    design = design._replace(noise=float(noise.double().mean()))
+    if design.method == "least-squares" and math.isnan(design.weight):
+        angles = torch.tensor(design.angles, dtype=torch.float64)
+        return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
+    if design.method not in HALO:
         return design
-    angles = torch.tensor(design.angles, dtype=torch.float64)
-    return design._replace(damping=float(estimated_damping(images, noise, angles, design.geometry)))
+    height = design.shape[1]
+    few = slice(max(0, height // 2 - _FITTED_ROWS // 2), min(height, height // 2 + _FITTED_ROWS // 2))
+    seen = images[:, few]
+    physics = _projection(design, seen.shape[1])
+    if design.method == "wiener":
+        model = estimate_model(physics, seen).model
+        parts = (model.spectrum, model.frequencies, model.noise, model.thickness[None])
+        return design._replace(model=tuple(tuple(part.tolist()) for part in parts))
+    if math.isnan(design.weight):
+        faded = float(faded_edges(torch.ones(design.shape[1:]))[few].square().mean())
+        weight, _ = matching_weight(physics, seen[None, None], TotalVariation(), design.noise * faded)
+        return design._replace(weight=float(weight))
+    return design
 
 
 @torch.no_grad()
@@ -228,187 +319,92 @@ def slabs(
     values : tensor (layer, row, x)
         [V].
     """
-    height, step, geometry = design.shape[1], rows or _ROWS, design.geometry
-    angles = torch.tensor(design.angles, dtype=torch.float64)
-    if design.method == "wbp":
-        action = wbp_filter(angles, geometry, design.filter)
-    else:
-        action = gram_solver(angles, torch.tensor(design.damping, dtype=torch.float64), geometry)
-    plan = row_backprojection(angles, geometry, action, images.dtype, layers=layers)
+    height, step, halo = design.shape[1], rows or _ROWS, HALO.get(design.method, 0)
+    make = _maker(design, images.dtype, layers)
     for start in range(0, height, step) if starts is None else starts:
         slab = slice(start, min(start + step, height))
-        for block, values in backproject_rows(plan, images[:, slab]):
-            yield slab, block, values
+        for block, values in make(_with_halo(images, slab, halo)):
+            yield slab, block, values[:, halo : values.shape[1] - halo]
 
 
-def frame_shape(series: TiltSeries, bin: int) -> tuple[int, int]:
-    """(y, x) of the prepared images: a tilt axis nearer to x than to y exchanges the two."""
-    ny, nx = series.images.shape[1:]
-    if not 1 <= bin <= min(ny, nx) or bin != int(bin):
-        raise ValueError(f"reconstruct: expected a whole bin from 1 to {min(ny, nx)}, the image's side, got {bin}.")
-    if round(float(series.tilts.axis_angle) / 90) % 2:
-        ny, nx = nx, ny
-    return ny // int(bin), nx // int(bin)
+def _with_halo(images: Stack, slab: slice, halo: int) -> torch.Tensor:
+    """Rows of a slab (tilt, row, u) and `halo` more on both sides, zeros where the images end."""
+    start, stop = slab.start - halo, slab.stop + halo
+    seen = images[:, max(start, 0) : min(stop, images.shape[1])]
+    return functional.pad(seen, (0, 0, max(-start, 0), max(stop - images.shape[1], 0))) if halo else seen
 
 
-def prepare(
-    series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip", low_pass: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All of `prepared_images` at once: images (tilt, y, x) [V·voxel] and noise (tilt,) [V^2·voxel^2]."""
-    images, noise = None, []
-    for i, (image, variance) in enumerate(prepared_images(series, bin=bin, ctf=ctf, low_pass=low_pass)):
-        images = image.new_empty(len(series.tilts), *image.shape) if images is None else images
-        images[i] = image
-        noise.append(variance)
-    assert images is not None
-    return images, torch.stack(noise)
+def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.Tensor], Iterator[Block]]:
+    """How blocks of layers are made of images (tilt, row, u)."""
+    if design.method in ("wbp", "least-squares"):
+        angles, geometry = torch.tensor(design.angles, dtype=torch.float64), design.geometry
+        if design.method == "wbp":
+            action = wbp_filter(angles, geometry, design.filter)
+        else:
+            action = gram_solver(angles, torch.tensor(design.weight, dtype=torch.float64), geometry)
+        plan = row_backprojection(angles, geometry, action, dtype, layers=layers)
+        return lambda images: backproject_rows(plan, images)
+
+    def make(images: torch.Tensor) -> Iterator[Block]:
+        volume = _solved(design, images)
+        for start in range(0, len(volume), layers):
+            block = slice(start, min(start + layers, len(volume)))
+            yield block, volume[block]
+
+    return make
 
 
-@torch.no_grad()
-def prepared_images(
-    series: TiltSeries, *, bin: int = 1, ctf: Correction = "flip", low_pass: float | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images as line integrals of potential, in the frame whose tilt axis is y, and the variance of their noise.
+def _solved(design: Design, images: torch.Tensor) -> torch.Tensor:
+    """The volume (z, row, x) of images (tilt, row, u), by the methods that make it at once."""
+    physics = _projection(design, images.shape[1])
+    if design.method == "sirt":
+        return sirt(physics, images, iterations=design.iterations)
+    if design.method == "wiener":
+        return wiener(physics, images, _model(design)).volume
+    priors = [(TotalVariation(), design.weight)]
+    found = primal_dual(physics, images[None, None], priors, noise=design.noise, iterations=design.iterations)
+    return found.volume[0, 0]
 
-    The contrast I / mean(I) - 1 of a weak object is 2 sigma ctf V (see `cryosim.microscope.optics`); here it is divided
-    by 2 sigma and the voxel size, corrected for the sign of the ctf at least, turned and shifted back as
-    `TiltScheme` says, cut to the bin, faded out at the edges, and cut at `low_pass` [Å].
 
-    Yields
-    ------
-    image : tensor (y, x)
-        Of one tilt [V·voxel].
-    noise : tensor ()
-        Variance of its pixels by counting statistics [V^2·voxel^2].
+def _projection(design: Design, rows: int) -> TiltProjection:
+    depth, _, width = design.shape
+    return TiltProjection(torch.tensor(design.angles, dtype=torch.float64), (depth, rows, width))
+
+
+def _model(design: Design) -> GaussianModel:
+    assert design.model is not None
+    spectrum, frequencies, noise, (thickness,) = (torch.tensor(part, dtype=torch.float64) for part in design.model)
+    return GaussianModel(spectrum, frequencies, noise, thickness)
+
+
+def deviation(
+    series: TiltSeries, design: Design, dtype: torch.dtype, *, bin: int, ctf: Correction, low_pass: float | None
+) -> torch.Tensor | None:
+    """Standard deviation (z,) [V] of the voxels that `design` makes of `series`; None for total variation.
+
+    That of the Wiener filter is exact. Else images that hold nothing but noise, of the counts of the series, are
+    prepared and reconstructed in the same way, and the deviation is that of the middle half of them, good to a few
+    percent.
     """
-    if ctf not in get_args(Correction):
-        raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
-    frame_shape(series, bin)
-    _check_counts(series)
-    if series.optics is None:
-        warnings.warn(
-            "reconstruct: the series has no optics, so its contrast transfer is not corrected, and its volts are "
-            "those of a 300 kV microscope. Set TiltSeries.optics.",
-            UserWarning,
-            stacklevel=2,
-        )
-    dtype = series.images.dtype if series.images.is_floating_point() else torch.float32
-    correction = None
-    for i in range(len(series.tilts)):
-        one = series.replace(movies=None).index(slice(i, i + 1))
-        if correction is None or correction.ndim == 3:  # one for all tilts, where they share the optics
-            correction = _correction(one, ctf, dtype)
-        image, noise = _line_integrals(one, correction, bin, dtype)
-        yield image if low_pass is None else low_passed(image, low_pass / (float(series.pixel_size) * bin)), noise
-
-
-def _check_counts(series: TiltSeries) -> None:
-    finite = [bool(torch.isfinite(image).all()) for image in series.images]
-    if not all(finite):
-        raise ValueError("reconstruct: TiltSeries.images holds values that are not finite; leave those tilts out.")
-    means = [float(image.sum(dtype=torch.float64)) for image in series.images]
-    empty = [round(float(a), 2) for a, mean in zip(series.tilts.angles, means, strict=True) if not mean > 0]
-    if empty:
-        raise ValueError(f"reconstruct: the images at {empty} degrees hold no electrons; leave those tilts out.")
-
-
-def _correction(one: TiltSeries, ctf: Correction, dtype: torch.dtype) -> torch.Tensor:
-    """What the spectrum of a contrast is multiplied with, (y, x), or (1, y, x) where the optics belong to the tilt."""
-    if ctf == "none" or one.optics is None:
-        return -torch.ones(one.images.shape[1:], dtype=dtype)  # matter is dark in underfocus
-    transfer = contrast_transfer(one.optics, (one.images.shape[1], one.images.shape[2]), one.pixel_size)
-    transfer = transfer.to(dtype.to_complex() if transfer.is_complex() else dtype).conj()
-    return torch.sgn(transfer) if ctf == "flip" else transfer / (transfer.abs() ** 2 + 0.1)
-
-
-def _line_integrals(
-    one: TiltSeries, correction: torch.Tensor, bin: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prepared image (y, x) and the variance () of its noise, of a series of one tilt; without the low pass."""
-    counts, tilts, axis_angle = one.images.to(dtype), one.tilts, float(one.tilts.axis_angle)
-    mean = counts.mean()
-    contrast = counts / mean - 1
-    voltage = torch.as_tensor(300.0 if one.optics is None else one.optics.voltage, dtype=torch.float64)
-    gain = 1 / (2 * interaction_constant(voltage) * one.pixel_size * bin).to(dtype).reshape(())
-    spectrum = torch.fft.rfft2(contrast)
-    corrected = torch.fft.irfft2(spectrum * correction[..., : spectrum.shape[-1]], s=contrast.shape[1:])
-    noise = _kept_noise(correction, bin, axis_angle).reshape(()) / mean * gain**2
-    aligned = to_tilt_frame(corrected, tilts.shifts / one.pixel_size, axis_angle)
-    if bin > 1:
-        rows, columns = (resampling_matrix(n, n // bin, float(bin), dtype=dtype) for n in aligned.shape[1:])
-        aligned = rows @ aligned @ columns.T
-    return _faded(aligned[0] * gain), noise
-
-
-def to_tilt_frame(images: torch.Tensor, shifts: torch.Tensor, axis_angle: float) -> torch.Tensor:
-    """Images (tilt, y, x) moved back by `shifts` (tilt, 2) [(x, y) px] and turned back so that the tilt axis is y.
-
-    By Fourier interpolation: a shift is a phase, a turn is whole quarter turns and three shears (Unser, Thévenaz &
-    Yaroslavsky 1995, doi:10.1109/83.465102). A quarter turn exchanges height and width.
-    """
-    if bool((shifts != 0).any()):
-        images = shifted(images, -shifts)
-    quarters = round(axis_angle / 90)
-    images = _quarter_turns(images, -quarters)
-    rest = torch.deg2rad(torch.tensor(-(axis_angle - 90 * quarters), dtype=torch.float64))
-    if abs(float(rest)) < 1e-9:
-        return images
-    ny, nx = images.shape[1:]
-    margin = [n // 2 + 1 for n in (ny, nx)]  # the shears push corners out before they bring them back
-    wide = [fast_length(n + 2 * m) for n, m in zip((ny, nx), margin, strict=True)]
-    before = [w // 2 - n // 2 for w, n in zip(wide, (ny, nx), strict=True)]
-    after = [w - n - b for w, n, b in zip(wide, (ny, nx), before, strict=True)]
-    padded = functional.pad(images, (before[1], after[1], before[0], after[0]))
-    padded = _shear_x(padded, -float(torch.tan(rest / 2)))
-    padded = _shear_x(padded.mT, float(torch.sin(rest))).mT
-    padded = _shear_x(padded, -float(torch.tan(rest / 2)))
-    return padded[:, before[0] : before[0] + ny, before[1] : before[1] + nx]
-
-
-def _quarter_turns(images: torch.Tensor, quarters: int) -> torch.Tensor:
-    """Images turned by `quarters` * 90 degrees from x towards y about sample n // 2."""
-    for _ in range(quarters % 4):  # (x, y) -> (-y, x)
-        images = images.mT.flip(-1)
-        if images.shape[-1] % 2 == 0:
-            images = images.roll(1, -1)
-    return images
-
-
-def _shear_x(images: torch.Tensor, slope: float) -> torch.Tensor:
-    """Content at (x, y) moved to (x + slope y, y)."""
-    ny, nx = images.shape[1:]
-    y = torch.arange(ny, dtype=images.dtype, device=images.device) - ny // 2
-    k = half_frequencies(nx, dtype=images.dtype, device=images.device)
-    turns = -slope * y[:, None] * k
-    phases = torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
-    return torch.fft.irfft(torch.fft.rfft(images) * phases, n=nx)
-
-
-def _kept_noise(correction: torch.Tensor, bin: int, axis_angle: float) -> torch.Tensor:
-    """Variance () or (tilt,) that white noise of variance 1 has after `correction` (..., y, x) and the cut to the bin.
-
-    The mean, over all frequencies, of what the correction and the cut leave; the cut is square in the turned frame.
-    """
-    power = correction.abs().double().square()
-    if bin > 1:
-        ny, nx = power.shape[-2:]
-        ky, kx = frequencies(ny, dtype=torch.float64)[:, None], frequencies(nx, dtype=torch.float64)
-        turn = math.radians(-axis_angle)
-        across, along = kx * math.cos(turn) - ky * math.sin(turn), kx * math.sin(turn) + ky * math.cos(turn)
-        power = power * (torch.maximum(across.abs(), along.abs()) < 0.5 / bin - 1e-9).to(power)
-    return power.mean((-2, -1)).to(correction.real.dtype)
-
-
-def _faded(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
-    """Images brought to zero by cosine edges, `fraction` of each side wide."""
-    for axis in (-2, -1):
-        n = images.shape[axis]
-        edge = max(1, round(fraction * n))
-        distance = torch.arange(n, dtype=images.dtype, device=images.device)
-        distance = torch.minimum(distance, distance.flip(0)) + 0.5
-        window = torch.sin(0.5 * torch.pi * (distance / edge).clamp_max(1)) ** 2
-        images = images * (window[:, None] if axis == -2 else window)
-    return images
+    if design.method == "tv":
+        return None
+    if design.method == "wiener":
+        physics = _projection(design, 64)
+        return posterior_std(physics, _model(design))[:, 0, 0].to(dtype)
+    depth, _, width = design.shape
+    rows = min(max(32, -(-2 * _NOISE_SAMPLES // width)), 512)
+    means = torch.stack([image.mean(dtype=torch.float64) for image in series.images]).to(dtype)
+    blank = means[:, None, None].expand(-1, 2 * rows * bin, width * bin)
+    counts = torch.poisson(blank, generator=torch.Generator(means.device).manual_seed(0))
+    tilts = series.tilts.replace(shifts=torch.zeros_like(series.tilts.shifts), axis_angle=0.0)
+    optics = Optics(300.0) if series.optics is None else series.optics  # as `prepare` takes it, which warned already
+    correction: Correction = "none" if series.optics is None else ctf
+    noise = series.replace(images=counts, tilts=tilts, optics=optics, movies=None)
+    images, _ = prepare(noise, bin=bin, ctf=correction, low_pass=low_pass)
+    strip = slabs(images[:, rows // 2 : rows // 2 + rows], design._replace(shape=(depth, rows, width)), rows=rows)
+    middle = slice(width // 4, width // 4 + max(1, width // 2))
+    variance = [block[..., middle].double().square().mean((1, 2)) for _, _, block in strip]
+    return torch.cat(variance).sqrt().to(dtype)
 
 
 def estimated_damping(images: Stack, noise: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:

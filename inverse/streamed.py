@@ -35,7 +35,8 @@ from cryosim.cluster import outcomes
 from cryosim.io.files import FormatError, sync, write_text
 from cryosim.io.slabs import MrcSlabs, Precision, Statistics, ZarrSlabs
 from cryosim.io.store import replace_folder
-from inverse.reconstruction import Correction, Design, Method, damped, designed, prepared_images, slabs
+from inverse.preparation import Correction, prepared_images
+from inverse.reconstruction import Design, Method, designed, fitted_design, slabs
 from inverse.solvers.linear import Filter
 
 _WAITING = 3  # blocks that are computed and not yet written
@@ -57,6 +58,7 @@ def reconstruct_to(
     filter: Filter = "ramp",
     low_pass: float | None = None,
     weight: float | None = None,
+    iterations: int | None = None,
     resume: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -69,7 +71,7 @@ def reconstruct_to(
     path : str or path
         NAME.mrc (or .rec, .map) or NAME.zarr, on the disk where the work is done. What stands there is replaced at the
         end, and not before.
-    series, method, thickness, bin, ctf, filter, low_pass, weight
+    series, method, thickness, bin, ctf, filter, low_pass, weight, iterations
         As in `inverse.reconstruct`.
     precision : {"float32", "float16"}
         Of the values in the file. The images are prepared, and the sums made, in float32.
@@ -97,9 +99,8 @@ def reconstruct_to(
         When another process is writing the same file.
     """
     target = Path(os.path.realpath(path))
-    design = designed(
-        series, method, thickness=thickness, bin=bin, ctf=ctf, filter=filter, low_pass=low_pass, weight=weight
-    )
+    how: dict[str, Any] = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
+    design = designed(series, method, thickness=thickness, filter=filter, weight=weight, iterations=iterations, **how)
     work = target.with_name(f".{target.name}.work")
     output = _output(target, work, design, precision)
     _check_room(target, work, output.size, _Images(work / "images.f32", _image_shape(design)).size)
@@ -107,7 +108,7 @@ def reconstruct_to(
         "design": _as_json(design),
         "precision": precision,
         "slab": [output.rows, output.layers],
-        "images": {"bin": bin, "ctf": ctf, "low_pass": low_pass, "series": _fingerprint(series)},
+        "images": how | {"series": _fingerprint(series)},
     }
     with _working(work, plan, resume):
         _prepare(work, series, design, plan["images"], progress)
@@ -167,12 +168,16 @@ def _fingerprint(series: TiltSeries) -> str:
 
 
 def _as_json(design: Design) -> dict[str, Any]:
-    return design._asdict() | {"damping": None if math.isnan(design.damping) else design.damping}  # NaN is not JSON
+    fields = design._asdict()  # NaN is not JSON
+    return fields | {n: None for n in ("weight", "noise") if math.isnan(fields[n])}
 
 
 def _from_json(fields: dict[str, Any]) -> Design:
-    damping = math.nan if fields["damping"] is None else fields["damping"]
-    return Design(**fields | {"shape": tuple(fields["shape"]), "angles": tuple(fields["angles"]), "damping": damping})
+    fields = fields | {n: math.nan for n in ("weight", "noise") if fields[n] is None}
+    fields |= {n: tuple(fields[n]) for n in ("shape", "angles")}
+    if fields["model"] is not None:
+        fields["model"] = tuple(tuple(part) for part in fields["model"])
+    return Design(**fields)
 
 
 @contextmanager
@@ -259,7 +264,7 @@ def _image_shape(design: Design) -> tuple[int, int, int]:
 
 
 def _prepare(work: Path, series: TiltSeries, design: Design, how: dict[str, Any], progress: Report | None) -> None:
-    """Write images.f32, and the design with its damping as prepared.json; nothing where that is there."""
+    """Write images.f32, and the design fitted to them as prepared.json; nothing where that is there."""
     if (work / "prepared.json").is_file():
         return
     images, noise = _Images(work / "images.f32", _image_shape(design)), []
@@ -271,7 +276,7 @@ def _prepare(work: Path, series: TiltSeries, design: Design, how: dict[str, Any]
             if progress:
                 progress("preparing images", i + 1, images.shape[0])
     sync(images.path)
-    write_text(work / "prepared.json", json.dumps(_as_json(damped(design, images, torch.stack(noise)))) + "\n")
+    write_text(work / "prepared.json", json.dumps(_as_json(fitted_design(design, images, torch.stack(noise)))) + "\n")
 
 
 # -------------------------------------------------------------------------------------------------------------- slabs

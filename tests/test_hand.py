@@ -17,7 +17,7 @@ import cryosim.microscope.imaging
 import cryosim.microscope.scattering
 import cryosim.specimen.specimen
 import inverse.physics.rows
-import inverse.reconstruction
+import inverse.preparation
 from cryosim.acquisition.simulate import simulate
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_y, rotation_z
@@ -115,9 +115,9 @@ _read = read_series
 _transmission = cryosim.microscope.backward.Step.transmission
 _propagator = cryosim.microscope.scattering.propagator
 _transfer = cryosim.microscope.imaging.transfer
-_ctf = inverse.reconstruction.contrast_transfer
+_ctf = inverse.preparation.contrast_transfer
 _slopes = inverse.physics.rows.slopes
-_frame = inverse.reconstruction.to_tilt_frame
+_frame = inverse.preparation.to_tilt_frame
 
 FLIPS = {
     "tilt of the specimen": (
@@ -149,7 +149,7 @@ FLIPS = {
     "rows in the file": ("tests_hand.read_series", _flipped_rows),
     "columns in the file": ("tests_hand.read_series", _flipped_columns),
     "contrast transfer in the reconstruction": (
-        "inverse.reconstruction.contrast_transfer",
+        "inverse.preparation.contrast_transfer",
         lambda *args, **kwargs: -_ctf(*args, **kwargs),
     ),
     "tilt in the reconstruction": (
@@ -157,7 +157,7 @@ FLIPS = {
         lambda angles: -_slopes(angles),
     ),
     "turn in the reconstruction": (
-        "inverse.reconstruction.to_tilt_frame",
+        "inverse.preparation.to_tilt_frame",
         lambda images, shifts, axis_angle: _frame(images, shifts, -axis_angle),
     ),
 }

@@ -120,6 +120,16 @@ def shifted(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(images) * torch.polar(torch.ones_like(turns), turns), s=(ny, nx))
 
 
+def dirichlet_kernel(turns: torch.Tensor, odd: int | torch.Tensor) -> torch.Tensor:
+    """sum of exp(2 pi i m turns) over the `odd` whole numbers m about 0: sin(pi odd turns) / sin(pi turns), float64."""
+    fraction = turns - turns.detach().round()
+    near = fraction.abs() < 1e-7
+    away = torch.where(near, torch.full_like(fraction, 0.25), fraction)
+    quotient = torch.sin(torch.pi * odd * away) / torch.sin(torch.pi * away)
+    series = odd * (1 - (torch.pi * fraction) ** 2 * (odd * odd - 1) / 6)  # to second order in `fraction`
+    return torch.where(near, series, quotient)
+
+
 def resampling_matrix(
     n: int,
     out: int,
@@ -141,10 +151,8 @@ def resampling_matrix(
     """
     coarser = torch.as_tensor(ratio, dtype=torch.float64, device=device).detach().clamp_min(1.0)
     # without the unpaired frequency of an even n, which has no phase of its own
-    m = torch.arange(1, (n - 1) // 2 + 1, dtype=torch.float64, device=device)
-    kept = (m <= 0.5 * n / coarser - 1e-9).to(m.dtype)
+    kept = torch.floor(0.5 * n / coarser - 1e-9).clamp(0, (n - 1) // 2)
     new = positions(out, ratio, dtype=torch.float64, device=device)
     old = positions(n, dtype=torch.float64, device=device)
-    there, here = (2 * torch.pi * at[:, None] * m / n for at in (new, old))  # (out, m), (n, m)
-    matrix = 1 + 2 * ((kept * torch.cos(there)) @ torch.cos(here).T + (kept * torch.sin(there)) @ torch.sin(here).T)
+    matrix = dirichlet_kernel((new[:, None] - old) / n, 2 * kept + 1)
     return (matrix / n).to(dtype)

@@ -23,6 +23,16 @@ from __future__ import annotations
 import torch
 
 from cryosim.core.fourier import fast_length, positions
+from cryosim.microscope.optics import Optics
+
+_HIGHER = {  # field of C_nm: n + 1, azimuth
+    "spherical_aberration": (4, None),
+    "chromatic_aberration": (2, None),
+    "coma": (3, "coma_angle"),
+    "trefoil": (3, "trefoil_angle"),
+    **{f"C{n}{m}": (n + 1, f"phi{n}{m}" if m else None) for n, m in ((3, 2), (3, 4), (4, 1), (4, 3), (4, 5))},
+    **{f"C5{m}": (6, f"phi5{m}" if m else None) for m in (0, 2, 4, 6)},
+}
 
 
 def resampled(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -57,6 +67,62 @@ def resampled(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     y, x = (positions(n, dtype=torch.float64, device=image.device) for n in image.shape)
     inside = _within(a * x + b * y[:, None], len(x)) & _within(c * x + d * y[:, None], len(y))
     return torch.where(inside, values, mean)
+
+
+def resampled_optics(optics: Optics, matrices: torch.Tensor) -> Optics:
+    """Optics of images that were `resampled` with `matrices`, each from those of the image as it was taken.
+
+    J(v) = I(L v) holds at the frequency k what I holds at L^-T k. So the quadratic form of the defocus and its
+    astigmatism, k^T Q k, becomes k^T L^-1 Q L^-T k, which is exact. Of the higher aberrations the azimuths turn with
+    the image, and C_nm is divided by the (n + 1)th power of its magnification m = sqrt(det L); angles of the beam are
+    multiplied by m; the chromatic coefficient, of a defocus, is divided by m^2.
+
+    Parameters
+    ----------
+    optics : Optics
+        Fields () or (tilt,).
+    matrices : tensor (tilt, 2, 2)
+        On (x, y), close to the identity.
+
+    Returns
+    -------
+    Optics
+        Fields that change are (tilt,).
+    """
+    matrices = matrices.to(torch.float64)
+    n, size = len(matrices), torch.linalg.det(matrices).sqrt()
+    turn = torch.rad2deg(torch.atan2(matrices[:, 1, 0] - matrices[:, 0, 1], matrices[:, 0, 0] + matrices[:, 1, 1]))
+    fields: dict[str, torch.Tensor] = {}
+    for name, (power, azimuth) in _HIGHER.items():
+        value = torch.as_tensor(getattr(optics, name), dtype=torch.float64)
+        if bool((value != 0).any()):
+            fields[name] = value / size**power
+            if azimuth is not None:
+                fields[azimuth] = torch.as_tensor(getattr(optics, azimuth), dtype=torch.float64) - turn
+    for name in ("convergence", "aperture"):
+        fields[name] = size * torch.as_tensor(getattr(optics, name), dtype=torch.float64)
+    tilt = torch.as_tensor(optics.beam_tilt, dtype=torch.float64).expand(n, 2)
+    fields["beam_tilt"] = (matrices.mT @ tilt[..., None])[..., 0]
+    return optics.replace(**fields, **_defocus(optics, torch.linalg.inv(matrices)))
+
+
+def _defocus(optics: Optics, back: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Defocus, astigmatism and its azimuth (tilt,) of the form B Q B^T, with matrices B (tilt, 2, 2)."""
+    names = ("defocus", "astigmatism", "astigmatism_angle")
+    mean, difference, azimuth = (
+        torch.as_tensor(getattr(optics, name), dtype=torch.float64).expand(len(back)) for name in names
+    )
+    double = torch.deg2rad(2 * azimuth)
+    along, across = difference / 2 * torch.cos(double), difference / 2 * torch.sin(double)
+    form = torch.stack([mean + along, across, across, mean - along], -1).reshape(-1, 2, 2)
+    form = back @ form @ back.mT
+    along, across = (form[:, 0, 0] - form[:, 1, 1]) / 2, (form[:, 0, 1] + form[:, 1, 0]) / 2
+    values = (
+        (form[:, 0, 0] + form[:, 1, 1]) / 2,
+        2 * torch.hypot(along, across),
+        torch.rad2deg(torch.atan2(across, along)) / 2,
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def _rows_at(rows: torch.Tensor, scale: float, slope: float) -> torch.Tensor:

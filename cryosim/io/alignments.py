@@ -22,6 +22,7 @@ angle; rows of a `TiltScheme` stand in the order of exposure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,8 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.record import Record, item
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.io.files import FormatError, existing_file
+from cryosim.io.left_behind import LeftBehind, say_left_behind
+from cryosim.io.mdoc import LARGEST_DOSE
 
 LARGEST = 2**26  # [byte] of an alignment file
 
@@ -90,6 +93,8 @@ class Geometry(NamedTuple):
         Sections, and (y, x) of an image, of the stack that was aligned; numbers of images of Warp are not told.
     pixel_size : float or None
         Of that stack, if the shifts in the file are in Å and it is told nevertheless.
+    left_behind : tuple of LeftBehind
+        What the file tells and no field here holds.
     """
 
     path: Path
@@ -103,6 +108,7 @@ class Geometry(NamedTuple):
     movies: tuple[str, ...] | None = None
     stack_shape: tuple[int | None, float, float] | None = None
     pixel_size: float | None = None
+    left_behind: tuple[LeftBehind, ...] = ()
 
     @property
     def axis_angles(self) -> torch.Tensor:
@@ -170,8 +176,8 @@ def read_alignment(
 ) -> Alignment:
     """Alignment of an IMOD .xf (with its .tlt beside it), an AreTomo .aln, a RELION-5 .star or a Warp .xml.
 
-    What a `TiltScheme` cannot hold is refused: a changing axis, magnification, a tilt about x, dark images that were
-    taken out. Local parts (patches of AreTomo, warping grids of Warp) are left behind.
+    Refused are a changing axis, a changing magnification, and dark images that were taken out. A tilt about x and local
+    parts (patches of AreTomo and IMOD, grids of Warp) are left behind, with a warning that tells how much they move.
 
     Parameters
     ----------
@@ -195,16 +201,18 @@ def read_alignment(
     ValueError
         When the pixel size or image shape is needed and missing.
     """
-    return alignment_of(
-        read_geometry(
-            path,
-            pixel_size=pixel_size,
-            image_shape=image_shape,
-            volume_shape=volume_shape,
-            voxel_size=voxel_size,
-            name=name,
-        )
+    found = read_geometry(
+        path,
+        pixel_size=pixel_size,
+        image_shape=image_shape,
+        volume_shape=volume_shape,
+        voxel_size=voxel_size,
+        name=name,
     )
+    shape = image_shape if image_shape is not None or found.stack_shape is None else found.stack_shape[1:]
+    pixel = pixel_size or found.pixel_size
+    say_left_behind(found.left_behind, None if shape is None or pixel is None else pixel * math.hypot(*shape) / 2)
+    return alignment_of(found)
 
 
 def read_geometry(
@@ -218,7 +226,8 @@ def read_geometry(
 ) -> Geometry:
     """All that an alignment file says of its sections. Arguments and errors as in `read_alignment`.
 
-    Sections that were left out, a changing axis and a changing magnification are kept, tilts about x are not.
+    Sections that were left out, a changing axis and a changing magnification are kept. What is not, tilts about x and
+    local parts, is named in `left_behind`.
     """
     from cryosim.io import aretomo, imod, relion, warp  # each imports this module
 
@@ -324,6 +333,14 @@ def _checked(geometry: Geometry) -> Geometry:
         raise FormatError(
             path, "angles", "tilts between -90 and 90 degrees", f"{geometry.angles.tolist()}", "Correct them."
         )
+    for field, values, least, most in (
+        ("nominal angles", geometry.nominal, -90.0, 90.0),
+        ("prior doses", geometry.prior_doses, 0.0, LARGEST_DOSE),
+    ):
+        if values is not None and not bool(((values >= least) & (values <= most)).all()):
+            raise FormatError(
+                path, field, f"numbers from {least:g} to {most:g}", f"{values.tolist()[:100]}", "Correct the entry."
+            )
     return geometry
 
 
@@ -338,10 +355,10 @@ def needed(path: Path, name: str, value, meaning: str):
     return value
 
 
-def positive(what: str, value: float) -> float:
+def positive(what: str, value: float, unit: str = "Å") -> float:
     """`value` as a float, or a ValueError where it is not a positive number."""
     if not 0 < float(value) < float("inf"):
-        raise ValueError(f"{what}: expected a positive number [Å], got {value}.")
+        raise ValueError(f"{what}: expected a positive number [{unit}], got {value}.")
     return float(value)
 
 

@@ -16,9 +16,9 @@ of the aligned image, with the nearest pixel (AreTomo/Correct/GCorrPatchShift.cu
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,7 +26,13 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
 from cryosim.io.alignments import LARGEST, Geometry, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, existing_file, read_text, write_text
+from cryosim.io.left_behind import LeftBehind, tilts_about_x
+from cryosim.io.mdoc import LARGEST_DOSE
 
+if TYPE_CHECKING:
+    from cryoet_alignment.io.aretomo3 import AreTomo3ALN
+
+_MOST = 100_000  # exposures
 _HEAD = "# SEC     ROT         GMAG       TX          TY      SMEAN     SFIT    SCALE     BASE     TILT"
 
 
@@ -75,10 +81,7 @@ def write_aln(
 def read_aln(path: str | Path, pixel_size: float | None) -> Geometry:
     """Geometry of an .aln, dark images last. Arguments and errors as in `read_alignment`.
 
-    Warns
-    -----
-    UserWarning
-        When the file has local patches, which are left behind.
+    BetaOffset, GMAG and local patches are named in `left_behind`.
     """
     from cryoet_alignment.io.aretomo3 import AreTomo3ALN  # takes most of a second
 
@@ -90,12 +93,6 @@ def read_aln(path: str | Path, pixel_size: float | None) -> Geometry:
         raise FormatError(path, "content", "an alignment of AreTomo", str(error), "Write it again.") from error
     entries, dark = content.GlobalAlignments, content.DarkFrames
     nx, ny, n = content.RawSize
-    magnified = next((entry for entry in entries if not abs(entry.gmag - 1) <= 1e-6), None)
-    if magnified is not None or content.BetaOffset:
-        got = f"BetaOffset {content.BetaOffset:g}" if magnified is None else f"{magnified.gmag:g} at {magnified.sec}"
-        raise FormatError(path, "GMAG, BetaOffset", "1 and 0", got, "A TiltScheme has neither.")
-    if content.NumPatches:
-        warnings.warn(f"{path}: the {content.NumPatches} local patches are left behind.", UserWarning, stacklevel=4)
     sections = _sections(path, n, [e.sec for e in entries], [(d.section_idx, d.val2) for d in dark])
     rows = [[e.tilt, e.rot, e.tx, e.ty] for e in entries] + [[d.angle, 0.0, 0.0, 0.0] for d in dark]
     values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
@@ -107,7 +104,30 @@ def read_aln(path: str | Path, pixel_size: float | None) -> Geometry:
         torch.arange(len(rows)) < len(entries),
         sections=sections,
         stack_shape=(n, ny, nx),
+        left_behind=_left_behind(path, content, pixel),
     )
+
+
+def _left_behind(path: Path, content: AreTomo3ALN, pixel: float) -> tuple[LeftBehind, ...]:
+    """BetaOffset, which is a tilt about x; GMAG; and the shifts of the patches that AreTomo takes to be reliable."""
+    parts = tilts_about_x(path, "BetaOffset", torch.tensor([content.BetaOffset or 0.0], dtype=torch.float64))
+    entries = content.GlobalAlignments
+    wrong = next((entry for entry in entries if not 0 < entry.gmag < math.inf), None)
+    if wrong is not None:
+        raise FormatError(path, f"GMAG at SEC {wrong.sec}", "a positive number", f"{wrong.gmag:g}", "Correct it.")
+    magnified = max(entries, key=lambda entry: abs(entry.gmag - 1), default=None)
+    if magnified is not None and not abs(magnified.gmag - 1) <= 1e-6:
+        said = f"a magnification of {magnified.gmag:g} at SEC {magnified.sec}"
+        parts = (*parts, LeftBehind(path, "GMAG", said, stretch=magnified.gmag - 1))
+    patches, n = content.LocalAlignments or [], content.NumPatches
+    if len(patches) != n * len(entries):
+        expected = f"{n * len(entries)} rows, one for each of {n} patches in each image"
+        raise FormatError(path, "Local Alignment", expected, f"{len(patches)}", "Is the file whole?")
+    if not patches:
+        return parts
+    largest = max(pixel * math.hypot(patch.shift_x, patch.shift_y) * bool(patch.is_reliable) for patch in patches)
+    said = f"the shifts of {n} patches, up to {largest:.3g} Å,"
+    return (*parts, LeftBehind(path, "Local Alignment", said, length=largest))
 
 
 def read_tlt_txt(path: str | Path) -> tuple[list[float], list[int] | None, list[float] | None]:
@@ -131,11 +151,12 @@ def read_tlt_txt(path: str | Path) -> tuple[list[float], list[int] | None, list[
                 len(values) > 3
                 or not all(map(math.isfinite, values))
                 or not -90 < values[0] < 90
-                or min(values[2:], default=0) < 0
+                or not all(0 <= order <= _MOST and order == int(order) for order in values[1:2])
+                or not all(0 <= dose <= LARGEST_DOSE for dose in values[2:])
             ):
                 raise ValueError
         except ValueError as error:
-            expected = "a tilt angle, -90 to 90 [deg], and no more than order and dose"
+            expected = "a tilt angle, -90 to 90 [deg], and no more than order (a whole number) and dose [e-/Å^2]"
             raise FormatError(path, f"line {number}", expected, repr(line.strip()), "Correct it.") from error
         angles.append(values[0])
         orders += [int(value) for value in values[1:2]]
@@ -143,6 +164,10 @@ def read_tlt_txt(path: str | Path) -> tuple[list[float], list[int] | None, list[
     n = len(angles)
     if not n or len(orders) not in (0, n) or len(doses) not in (0, n):
         raise FormatError(path, "lines", "angles, as many columns in each line", f"{n} lines that differ", "")
+    if len(set(orders)) < len(orders):
+        raise FormatError(
+            path, "order of exposure", "each number once", f"{orders[:100]}", "Correct the second column."
+        )
     return angles, orders or None, doses or None
 
 

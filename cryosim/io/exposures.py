@@ -43,6 +43,10 @@ class Exposures(NamedTuple):
         Numbers that ascend in the order of exposure.
     movies : tuple of Movie or None
     optics : Optics or None
+    voltage : float or None
+        Of the .mdoc [kV].
+    target : tensor (section,) or None
+        Defocus the microscope was asked for [Å].
     missing : float
         Dose of exposures that have no section [e-/Å^2].
     told : bool
@@ -53,6 +57,8 @@ class Exposures(NamedTuple):
     order: torch.Tensor | None = None
     movies: tuple[Movie, ...] | None = None
     optics: Optics | None = None
+    voltage: float | None = None
+    target: torch.Tensor | None = None
     missing: float = 0.0
     told: bool = True
 
@@ -172,6 +178,8 @@ def _in_sections(mdoc: Mdoc, rows: torch.Tensor) -> Exposures:
         rows,  # of an .mdoc stand in the order of exposure
         None if mdoc.movies is None else tuple(mdoc.movies[row] for row in rows.tolist()),
         None if mdoc.optics is None else mdoc.optics.index(rows),
+        mdoc.voltage,
+        None if mdoc.defocus is None else mdoc.defocus[rows],
         float(mdoc.tilts.doses.sum() - mdoc.tilts.doses[rows].sum()),
     )
 

@@ -28,7 +28,7 @@ class FormatError(ValueError):
     field : str
         Which part of it: a line, a column, a header entry.
     expected, got : str
-        What should stand there and what does.
+        What should stand there and what does; the middle of a text beyond 1000 characters is left out.
     advice : str
         What to do.
 
@@ -40,11 +40,17 @@ class FormatError(ValueError):
 
     def __init__(self, path: str | Path, field: str, expected: str, got: str, advice: str = "") -> None:
         self.path, self.field = Path(path), field
+        expected, got = _shortened(expected), _shortened(got)
         self._parts = (path, field, expected, got, advice)
         super().__init__(f"{path}: {field}: expected {expected}, got {got}." + (f" {advice}" if advice else ""))
 
     def __reduce__(self):  # the exception must survive the way back from another process
         return type(self), self._parts
+
+
+def _shortened(text: str) -> str:
+    """`text`, which may be a line of a damaged file, of a length that a terminal can show."""
+    return text if len(text) <= 1000 else f"{text[:700]} ... {text[-200:]}"
 
 
 def existing_file(path: str | Path) -> Path:
@@ -101,6 +107,8 @@ def write_text(path: str | Path, text: str) -> None:
 def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
     """Text of a plain, .gz or .bz2 file of at most `largest` [byte]; what is not UTF-8 becomes a question mark.
 
+    A byte order mark is left out.
+
     Raises
     ------
     FormatError
@@ -109,7 +117,7 @@ def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
     path = existing_file(path)
     with open_bytes(path) as stream:
         raw = read_capped(stream, largest, path)
-    return raw.decode("utf-8", errors="replace")
+    return raw.decode("utf-8-sig", errors="replace")
 
 
 def is_compressed(path: Path) -> bool:

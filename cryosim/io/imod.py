@@ -24,6 +24,7 @@ leaves the axis up to 0.7 px beside the specimen's. Read in IMOD's source of 201
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -34,8 +35,9 @@ import torch
 
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_y, rotation_z
-from cryosim.io.alignments import Geometry, needed, positive, sections_of, sizes
+from cryosim.io.alignments import LARGEST, Geometry, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
+from cryosim.io.left_behind import LeftBehind, tilts_about_x
 
 _LIST = 2**22  # [byte]
 _TILT = "tilt.com"
@@ -136,8 +138,10 @@ def read_xf(
         if not 1 <= first <= last <= len(used):
             raise FormatError(path.with_name(_TILT), "exclude list", f"views 1 to {len(used)}", f"{first}-{last}", "")
         used[first - 1 : last] = False
-    _no_more(path)
-    return Geometry(path, angles, forth, pixel * shifts, used, sections=torch.arange(len(rows)))
+    left_behind = (*_turns_of_all(path), *_tilts_about_x(path, len(rows)), *_local(path, pixel))
+    return Geometry(
+        path, angles, forth, pixel * shifts, used, sections=torch.arange(len(rows)), left_behind=left_behind
+    )
 
 
 def _forth(back: torch.Tensor) -> torch.Tensor:
@@ -157,13 +161,7 @@ def _identity(rows: torch.Tensor) -> torch.Tensor:
 
 def _excluded_views(path: Path) -> list[tuple[int, int]]:
     """First and last views, counted from 1, in the exclude lists of a tilt.com of the same series beside `path`."""
-    file = path.with_name(_TILT)
-    if not file.exists():
-        return []
-    text = read_text(file, _LIST)
-    images = re.search(r"^\s*InputProjections\s+(\S+)", text, re.IGNORECASE | re.MULTILINE)
-    if images and not Path(images.group(1)).name.startswith(path.stem):
-        return []
+    file, text = _tilt_com(path)
     views: list[tuple[int, int]] = []
     for entries in re.findall(r"^\s*EXCLUDELIST2?[ \t]+(.*)$", text, re.IGNORECASE | re.MULTILINE):
         for entry in re.split(r"[,\s]+", entries.strip()):
@@ -174,19 +172,77 @@ def _excluded_views(path: Path) -> list[tuple[int, int]]:
     return views
 
 
-def _no_more(path: Path) -> None:
-    """Nothing beside the .xf tells of tilts about x, and of a local alignment there is a warning."""
-    file = path.with_suffix(".xtilt")
-    if file.exists() and file.stat().st_size:
-        from cryoet_alignment.io.imod import ImodXTILT
+def _tilt_com(path: Path) -> tuple[Path, str]:
+    """The tilt.com beside `path` and its text, empty where there is none or it is of another series."""
+    file = path.with_name(_TILT)
+    text = read_text(file, _LIST) if file.exists() else ""
+    if "\0" in text or "\ufffd" in text:
+        raise FormatError(file, "content", "plain text", "other bytes", "Save it as UTF-8.")
+    images = re.search(r"^\s*InputProjections\s+(\S+)", text, re.IGNORECASE | re.MULTILINE)
+    return file, "" if images and not Path(images.group(1)).name.startswith(path.stem) else text
 
-        tilts = _parsed(file, ImodXTILT)
-        if not float(tilts.abs().max()) < 1e-6:
-            largest = float(tilts[tilts.abs().argmax()])
-            raise FormatError(file, "tilts about x", "0", f"{largest:g} degrees", "A TiltScheme has none.")
-    local = path.with_name(f"{path.stem}local.xf")
-    if local.exists():
-        warnings.warn(f"{local}: the local alignments are left behind.", UserWarning, stacklevel=5)
+
+def _entry(text: str, name: str) -> str | None:
+    """What follows `name` in the lines of a tilt.com."""
+    found = re.search(rf"^[ \t]*{name}[ \t]+(\S+)", text, re.IGNORECASE | re.MULTILINE)
+    return None if found is None else found.group(1)
+
+
+def _turns_of_all(path: Path) -> list[LeftBehind]:
+    """XAXISTILT and OFFSET of a tilt.com: turns of the tomogram about x and y."""
+    file, text = _tilt_com(path)
+    parts = []
+    for name, axis in (("XAXISTILT", "x"), ("OFFSET", "y")):
+        word = _entry(text, name)
+        try:
+            angle = 0.0 if word is None else float(word)
+        except ValueError:
+            angle = math.nan
+        if not abs(angle) < 90:
+            raise FormatError(file, name, "an angle between -90 and 90 degrees", repr(word), "Correct it.")
+        if angle:
+            parts.append(LeftBehind(file, name, f"a tilt about {axis} of {angle:g}° in all images", angle, rigid=True))
+    return parts
+
+
+def _tilts_about_x(path: Path, n: int) -> tuple[LeftBehind, ...]:
+    """The .xtilt beside the .xf."""
+    from cryoet_alignment.io.imod import ImodXTILT
+
+    file = path.with_suffix(".xtilt")
+    if not file.exists() or not file.stat().st_size:
+        return ()
+    angles = _parsed(file, ImodXTILT)
+    if len(angles) != n:
+        raise FormatError(file, "lines", f"{n}, as {path.name} has", f"{len(angles)}", "Is it of this series?")
+    return tilts_about_x(file, "tilts about x", angles)
+
+
+def _local(path: Path, pixel: float) -> list[LeftBehind]:
+    """The local alignment that a tilt.com names or that stands beside the .xf.
+
+    After a line with the grid of areas come, for each area, lists of angles and a transform for each view. The shifts
+    of those are measured: lines of six numbers of which four are a matrix close to the identity.
+    """
+    _, text = _tilt_com(path)
+    named = _entry(text, "LOCALFILE")
+    local = path.with_name(f"{path.stem}local.xf") if named is None else path.with_name(Path(named).name)
+    if not local.exists():
+        return []
+    shifts = []
+    for line in read_text(local, LARGEST).splitlines()[1:]:
+        try:
+            a, b, c, d, x, y = (float(word) for word in line.split())
+        except ValueError:
+            continue
+        if max(abs(a - 1), abs(b), abs(c), abs(d - 1)) < 0.2:
+            shifts.append(math.hypot(x, y))
+    if not shifts:
+        said = "local transforms of unknown size (none could be read)"
+        warnings.warn(f"{local}: {said} are left behind.", UserWarning, stacklevel=5)
+        return []
+    largest = pixel * max(shifts)
+    return [LeftBehind(local, "local transforms", f"local shifts up to {largest:.3g} Å", length=largest)]
 
 
 def _half_pixels(path: Path, image_shape: tuple[int, int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from 0 as ZValue is. What does not fit is an error that names it; what is left o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
-from cryosim.io.affine import resampled
-from cryosim.io.alignments import Geometry
+from cryosim.io.affine import resampled, resampled_optics
+from cryosim.io.alignments import Geometry, positive
 from cryosim.io.exposures import (
     Companions,
     Exposures,
@@ -27,10 +28,13 @@ from cryosim.io.exposures import (
     told_image_shape,
 )
 from cryosim.io.files import FormatError, existing_file
+from cryosim.io.fitted_optics import check_complete, fitted_beside, optics_of_sections, say_poor_fits
+from cryosim.io.left_behind import say_left_behind
+from cryosim.io.mdoc import LARGEST_DOSE
 from cryosim.io.mrc import read_stack
 from cryosim.io.series import images_and_pixel_size
 from cryosim.io.stack_geometry import check_angles, geometry_of_stack, rows_of_sections
-from cryosim.microscope.optics import Optics, check_per_tilt
+from cryosim.microscope.optics import Optics
 
 _STRETCH = 0.1  # of a matrix: what a microscope may do to an image, and binning does not
 _MOVED = 1e-3  # [px] in the corner of an image: not worth a resampling
@@ -42,9 +46,11 @@ def import_series(
     mdoc: str | Path | None = None,
     angles: str | Path | None = None,
     alignment: str | Path | None = None,
+    ctf_file: str | Path | None = None,
     name: str | None = None,
     pixel_size: float | None = None,
     alignment_pixel_size: float | None = None,
+    voltage: float | None = None,
     optics: Optics | None = None,
     dose: float | Sequence[float] | None = None,
     exclude: Iterable[int] = (),
@@ -53,8 +59,9 @@ def import_series(
     """Tilt series of a stack with the geometry that another program has found for it.
 
     Left out are the sections named in `exclude`, those the alignment left out, and empty images. A magnification,
-    stretch or tilt axis that changes from image to image is taken out of the images by exact resampling. Local parts
-    of an alignment (patches of AreTomo, grids of Warp) are left behind, with a warning.
+    stretch or tilt axis that changes from image to image is taken out of the images by exact resampling, and out of
+    their optics. Tilts about x and local parts of an alignment (patches of AreTomo and IMOD, grids of Warp) are left
+    behind, with a warning that tells how far they displace points.
 
     Parameters
     ----------
@@ -64,6 +71,9 @@ def import_series(
         Files of the exposures (.mdoc), of the nominal angle of each section (.rawtlt, .tlt, or _TLT.txt with order and
         dose), and of the alignment (.xf with its .tlt beside it, .aln, .star, .xml). When left out, those beside
         the stack: see `companions`.
+    ctf_file : str or path, optional
+        CTF fits: .star of RELION 5, .xml of Warp, _CTF.txt of AreTomo3, .txt of CTFFIND, .defocus of IMOD. When left
+        out, STEM.defocus or STEM_CTF.txt beside the stack, or the alignment where that holds them.
     name : str, optional
         rlnTomoName, where a tomograms.star has several.
     pixel_size : float, optional
@@ -71,8 +81,11 @@ def import_series(
     alignment_pixel_size : float, optional
         Of the images that were aligned [Å], where they were binned; the outlines of binned and unbinned images are
         taken to coincide in their middle. Not for .xml, which tells places in Å.
+    voltage : float, optional
+        Of the microscope [kV], in place of the .mdoc's.
     optics : Optics, optional
-        In place of the .mdoc's; fields () or (section,).
+        In place of the files'; fields () or (section,). With `ctf_file`, for what that does not tell. Of the images as
+        they are in the stack: where these are resampled, it is changed with them.
     dose : float or sequence (section,), optional
         Of each exposure [e-/Å^2], in place of the files'.
     exclude : iterable of int
@@ -83,12 +96,13 @@ def import_series(
     Returns
     -------
     TiltSeries
-        images (tilt, y, x) float32 in the order of exposure.
+        images (tilt, y, x) float32 in the order of exposure; optics None when no file tells a defocus.
 
     Warns
     -----
     UserWarning
-        When images are left out or resampled, dose or order of exposure is unknown, or the .mdoc tells another size.
+        When images are left out or resampled, parts of the alignment are left behind, dose, order of exposure or
+        constants of the microscope are unknown, the defocus is the target, or the .mdoc tells another size.
 
     Raises
     ------
@@ -121,14 +135,34 @@ def import_series(
     _say_left_out(path, left_out, exposures)
     _no_zero_dose(path, exposures.tilts.doses, kept)
     tilts, images = exposures.tilts.index(kept), images[kept]
-    if geometry is not None and rows is not None:
-        tilts, images = _aligned(images, tilts, geometry, rows[kept], kept, exposures.told)
-    if optics is None:
-        optics = exposures.optics
+    if voltage is not None:
+        exposures = exposures._replace(voltage=positive(f"{path}: voltage", voltage, "kV"))
+    if ctf_file is not None:
+        fits = existing_file(ctf_file)
     else:
-        check_per_tilt(optics, n)
+        fits = fitted_beside(path, files.alignment) if optics is None else None
+    optics = optics_of_sections(
+        path,
+        n,
+        pixel,
+        exposures,
+        given=optics,
+        file=fits,
+        asked=ctf_file is not None,
+        alignment_rows=rows if fits == files.alignment else None,
+        name=name,
+    )
+    if optics is not None:
+        check_complete(fits or path, optics, kept.tolist())
+        say_poor_fits(fits or path, optics, kept.tolist())
+        optics = optics.index(kept)
+    if geometry is not None and rows is not None:
+        say_left_behind(geometry.left_behind, pixel * math.hypot(*shape) / 2)
+        tilts, images, stretch = _aligned(images, tilts, geometry, rows[kept], kept, exposures.told, pixel)
+        if optics is not None and stretch is not None:
+            optics = resampled_optics(optics, stretch)
     movies = None if exposures.movies is None else tuple(exposures.movies[z] for z in kept.tolist())
-    return TiltSeries(images, pixel, tilts, None if optics is None else optics.index(kept), movies)
+    return TiltSeries(images, pixel, tilts, optics, movies)
 
 
 def _with_doses(
@@ -230,6 +264,9 @@ def _say_left_out(path: Path, left_out: dict[int, str], exposures: Exposures) ->
 
 def _no_zero_dose(path: Path, doses: torch.Tensor, kept: torch.Tensor) -> None:
     """Doses are of all images or of none, which is said."""
+    if float(doses[kept].sum()) > LARGEST_DOSE:
+        got = f"{[round(float(dose), 3) for dose in doses[kept]]}"
+        raise ValueError(f"{path}: dose: expected less than {LARGEST_DOSE:g} e-/Å^2 for the series, got {got}.")
     zero = kept[doses[kept] == 0].tolist()
     if len(zero) == len(kept):
         warnings.warn(f"{path}: no file tells doses; they are zero. Give dose=.", UserWarning, stacklevel=3)
@@ -247,8 +284,11 @@ def _aligned(
     rows: torch.Tensor,
     sections: torch.Tensor,
     told: bool,
-) -> tuple[TiltScheme, torch.Tensor]:
+    pixel: float,
+) -> tuple[TiltScheme, torch.Tensor, torch.Tensor | None]:
     """Tilts and images (tilt, y, x) of `sections` with the geometry of `rows`, `images` changed in place.
+
+    Also the matrices L (tilt, 2, 2) with which images were resampled, None when none was.
 
     Where a point is seen at c + shift + L R_z(axis_angle) v, the resampled image shows it at c + L^-1 shift + R_z v.
     """
@@ -268,8 +308,21 @@ def _aligned(
             f"{[[round(v, 4) for v in row] for row in stretch[worst].tolist()]} after that turn",
             "Is the image mirrored, or was the alignment made on binned images?",
         )
+    field = pixel * math.hypot(*images.shape[1:])
+    away = shifts.norm(dim=1)
+    if float(away.max()) > field:
+        worst = int(away.argmax())
+        raise FormatError(
+            geometry.path,
+            f"section {int(sections[worst])}, shift",
+            f"at most the diagonal of an image, {field:.0f} Å",
+            f"{float(away[worst]):.4g} Å",
+            "Is it in the pixels of this stack?",
+        )
     moved = off * max(images.shape[1:]) > _MOVED
+    applied = None
     if bool(moved.any()):
+        applied = torch.where(moved[:, None, None], stretch, torch.eye(2, dtype=stretch.dtype))
         sizes = torch.linalg.det(stretch).sqrt()
         warnings.warn(
             f"{geometry.path}: {int(moved.sum())} images are resampled: magnifications of {float(sizes.min()):.5g} to "
@@ -280,7 +333,7 @@ def _aligned(
         shifts = torch.linalg.solve(stretch, shifts[..., None])[..., 0]
         for tilt in moved.nonzero().flatten().tolist():  # one at a time: spectra are larger than images
             images[tilt] = resampled(images[tilt], stretch[tilt])
-    return tilts.replace(angles=angles, shifts=shifts, axis_angle=axis), images
+    return tilts.replace(angles=angles, shifts=shifts, axis_angle=axis), images, applied
 
 
 def _same_image_shape(path: Path, shape: tuple[int, int], files: Companions) -> None:

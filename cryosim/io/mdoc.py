@@ -46,6 +46,9 @@ _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _FIRST = datetime(2000, 1, 1)
 _TITLE = "cryosim: optics"
 _PREFIX = "Optics"
+
+LARGEST_DOSE = 1e9
+"""Of a series [e-/Å^2]: beyond what any simulation of a noiseless image asks for."""
 _MODES = {"int16": 1, "float32": 2, "uint16": 6, "float16": 12}
 
 
@@ -154,7 +157,7 @@ def read_mdoc(path: str | Path) -> Mdoc:
     return Mdoc(
         tilts=tilts,
         sections=torch.tensor([zs[i] for i in order]),
-        pixel_size=_first_of(head.PixelSpacing, *(s.PixelSpacing for s in sections)),
+        pixel_size=_pixel_size(path, head.PixelSpacing, *(s.PixelSpacing for s in sections)),
         voltage=voltage,
         defocus=defocus,
         optics=_optics(path, parsed.titles, sections, voltage, defocus),
@@ -240,6 +243,11 @@ def _parse(path: Path, text: str) -> data_models.Mdoc:
     except IndexError as error:
         raise FormatError(path, "sections", "at least one line [ZValue = ...]", "none", "Is it an .mdoc?") from error
     except ValueError as error:  # pydantic's error is one, too
+        head = re.split(r"^\s*\[(?!T\s*=)", text, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
+        for number, line in enumerate(head, 1):
+            if line.strip() and not line.strip().startswith("[") and line.count("=") != 1:
+                expected = "one 'name = value' before the first section"
+                raise FormatError(path, f"line {number}", expected, repr(line.strip()), "Correct it.") from error
         raise FormatError(path, "entries", "'name = value' lines of an .mdoc", _one_line(error)) from error
     if not parsed.section_data:
         raise FormatError(path, "sections", "at least one line [ZValue = ...]", "none", "Is it an .mdoc?")
@@ -256,6 +264,14 @@ def _needed(path: Path, section: int, name: str, value):
     return value
 
 
+def _pixel_size(path: Path, *values: float | None) -> float | None:
+    """The first that is told [Å]; 0 is what SerialEM writes where it has no calibration."""
+    for value in values:
+        if value is not None and not 0 <= value < math.inf:
+            raise FormatError(path, "PixelSpacing", "a positive number [Å]", f"{value:g}", "Correct the entry.")
+    return _first_of(*values)
+
+
 def _first_of(*values: float | None) -> float | None:
     return next((float(value) for value in values if value is not None and value > 0), None)
 
@@ -265,6 +281,10 @@ def _exposure_order(path: Path, sections: Sequence) -> list[int]:
     priors = [section.PriorRecordDose for section in sections]
     if None not in priors:
         keys.append([_needed(path, i, "PriorRecordDose", prior) for i, prior in enumerate(priors)])
+        wrong = next((i for i, prior in enumerate(keys[0]) if not 0 <= prior <= LARGEST_DOSE), None)
+        if wrong is not None:
+            expected = f"a dose from 0 to {LARGEST_DOSE:g} e-/Å^2"
+            raise FormatError(path, f"section {wrong}, PriorRecordDose", expected, f"{priors[wrong]:g}", "Correct it.")
     times = [section.DateTime for section in sections]
     if None not in times:
         keys.append([_time(path, i, time) for i, time in enumerate(times)])
@@ -298,9 +318,11 @@ def _doses(path: Path, sections: Sequence) -> list[float] | None:
         warnings.warn(f"{path}: ExposureDose is missing; doses are set to zero.", UserWarning, stacklevel=3)
         return None
     for i, (section, dose) in enumerate(zip(sections, doses, strict=True)):
-        if dose is None or not 0 <= dose < math.inf:
+        if dose is None or not 0 <= dose <= LARGEST_DOSE:
             name = f"section {section.ZValue if section.ZValue is not None else i}, ExposureDose"
-            raise FormatError(path, name, "a number, not negative", repr(dose), "Correct the entry.")
+            raise FormatError(
+                path, name, f"a number, not negative, up to {LARGEST_DOSE:g}", repr(dose), "Correct the entry."
+            )
     return doses
 
 
@@ -308,9 +330,17 @@ def _axis_angle(path: Path, titles: Sequence[str], sections: Sequence) -> float:
     for title in titles:
         found = re.search(r"tilt\s*axis\s*angle\s*=\s*([^\s,\]]+)", title, re.IGNORECASE)
         if found:
-            return _number(path, "title, Tilt axis angle", found.group(1))
+            return _turn(path, "title, Tilt axis angle", _number(path, "title, Tilt axis angle", found.group(1)))
     rotation = sections[0].RotationAngle
-    return 0.0 if rotation is None else _within_180(_needed(path, 0, "RotationAngle", rotation) - 90)
+    if rotation is None:
+        return 0.0
+    return _within_180(_turn(path, "section 0, RotationAngle", _needed(path, 0, "RotationAngle", rotation)) - 90)
+
+
+def _turn(path: Path, name: str, angle: float) -> float:
+    if not abs(angle) <= 360:
+        raise FormatError(path, name, "an angle from -360 to 360 [deg]", f"{angle:g}", "Correct the entry.")
+    return angle
 
 
 def _timed(tilts: TiltScheme, times: Sequence[float | None]) -> TiltScheme:

@@ -15,6 +15,7 @@ Some places of RELION take the centre of a tomogram to be N / 2, others N // 2: 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,7 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
 from cryosim.io.alignments import Geometry, positive, sections_of, sizes
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
+from cryosim.io.left_behind import tilts_about_x
 from cryosim.microscope.optics import Optics, check_per_tilt
 
 HAND = 1
@@ -185,12 +187,18 @@ def read_relion(path: str | Path, *, name: str | None = None) -> Geometry:
     UserWarning
         When rlnTomoHand is -1.
     """
-    path = existing_file(path)
-    blocks, pixel = _blocks(path), None
-    if "global" in blocks:
-        path, blocks, name, tomogram = _one_tomogram(path, blocks, name)
-        tomogram = pandas.DataFrame([{"rlnTomoHand": HAND, "rlnTomoTiltSeriesPixelSize": math.nan} | tomogram])
-        hand, pixel = (float(_column(tomogram, label)) for label in ("rlnTomoHand", "rlnTomoTiltSeriesPixelSize"))
+    path, table, tomogram = tilt_table(existing_file(path), name)
+    pixel = None
+    if tomogram:
+        known = pandas.DataFrame([{"rlnTomoHand": HAND} | tomogram])
+        hand = float(_column(known, "rlnTomoHand"))
+        if hand not in (-1, 1):
+            raise FormatError(path, "_rlnTomoHand", "1 or -1", f"{tomogram['rlnTomoHand']}", "Correct it.")
+        if "rlnTomoTiltSeriesPixelSize" in known:
+            pixel = float(_column(known, "rlnTomoTiltSeriesPixelSize"))
+            if not 0 < pixel < math.inf:
+                got = f"{tomogram['rlnTomoTiltSeriesPixelSize']}"
+                raise FormatError(path, "_rlnTomoTiltSeriesPixelSize", "a positive number [Å]", got, "Correct it.")
         if hand != HAND:
             warnings.warn(
                 f"{path}: rlnTomoHand is {hand:g}: electrons travel along -z of this geometry. What "
@@ -199,15 +207,11 @@ def read_relion(path: str | Path, *, name: str | None = None) -> Geometry:
                 UserWarning,
                 stacklevel=4,
             )
-    table = blocks.get(str(name), next(iter(blocks.values())))
-    absent = [label for label in _GEOMETRY if not isinstance(table, pandas.DataFrame) or label not in table]
+    absent = [label for label in _GEOMETRY if label not in table]
     if absent:
         raise FormatError(path, f"_{absent[0]}", "a column", "none", "Name a tilt series that RELION 5 has aligned.")
     angles, axes, x, y = (_column(table, label) for label in _GEOMETRY)
     about_x = _column(table, "rlnTomoXTilt") if "rlnTomoXTilt" in table else torch.zeros_like(angles)
-    if not float(about_x.abs().max()) < 1e-6:
-        largest = float(about_x[about_x.abs().argmax()])
-        raise FormatError(path, "_rlnTomoXTilt", "0", f"{largest:g} degrees", "A TiltScheme has no tilt about x.")
     sections = movies = None
     if "rlnMicrographName" in table:
         found = table["rlnMicrographName"].astype(str).str.extract(r"^(\d{1,9})@")[0]
@@ -226,8 +230,20 @@ def read_relion(path: str | Path, *, name: str | None = None) -> Geometry:
         nominal=told.get("rlnTomoNominalStageTiltAngle"),
         prior_doses=told.get("rlnMicrographPreExposure"),
         movies=movies,
-        pixel_size=None if pixel is None or math.isnan(pixel) else pixel,
+        pixel_size=pixel,
+        left_behind=tilts_about_x(path, "_rlnTomoXTilt", about_x),
     )
+
+
+def tilt_table(path: Path, name: str | None) -> tuple[Path, pandas.DataFrame, dict[str, Any]]:
+    """File and table with the tilts of tomogram `name`, and its row of the tomograms.star, empty where that is none."""
+    blocks, tomogram = _blocks(path), {}
+    if "global" in blocks:
+        path, blocks, name, tomogram = _one_tomogram(path, blocks, name)
+    table = blocks.get(str(name), next(iter(blocks.values())))
+    if not len(table):
+        raise FormatError(path, f"data_{name or ''}", "a table with a row for each tilt", "none", "Is the file whole?")
+    return path, table, tomogram
 
 
 def _column(table: pandas.DataFrame, label: str) -> torch.Tensor:
@@ -299,7 +315,10 @@ def _write(path: Path, blocks: dict) -> None:
 
 
 def _blocks(path: Path) -> dict:
-    read_text(path)  # missing, empty, too large
+    names = re.findall(r"^data_(\S*)", read_text(path), re.MULTILINE)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FormatError(path, f"data_{twice}", "each block once", f"{names.count(twice)} of that name", "Remove one.")
     try:
         blocks = starfile.read(path, always_dict=True, parse_as_string=["rlnTomoName"])
     except Exception as error:  # starfile lets whatever its parser meets through
@@ -326,5 +345,5 @@ def _one_tomogram(path: Path, blocks: dict, name: str | None) -> tuple[Path, dic
         return path, {key: block for key, block in blocks.items() if key != "global"} or blocks, names[which], row
     told = Path(str(row["rlnTomoTiltSeriesStarFile"]))
     beside = path.parent / told  # RELION itself starts from its working folder
-    file = existing_file(beside if beside.exists() else told)
+    file = existing_file(told if told.exists() and not beside.exists() else beside)
     return file, _blocks(file), names[which], row

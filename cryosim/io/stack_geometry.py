@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import torch
 
@@ -46,12 +47,27 @@ def geometry_of_stack(
     return found._replace(shifts=found.shifts + torch.tensor(places[::-1], dtype=torch.float64))
 
 
-def rows_of_sections(geometry: Geometry, exposures: Exposures | None, n: int) -> torch.Tensor:
-    """Row of the alignment (section,) that tells each section, -1 where none does.
+class Rows(Protocol):
+    """A file with rows for some sections of a stack: an alignment, or CTF fits. Attributes as in `Geometry`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def used(self) -> torch.Tensor: ...
+    @property
+    def sections(self) -> torch.Tensor | None: ...
+    @property
+    def nominal(self) -> torch.Tensor | None: ...
+    @property
+    def movies(self) -> tuple[str, ...] | None: ...
+
+
+def rows_of_sections(geometry: Rows, exposures: Exposures | None, n: int) -> torch.Tensor:
+    """Row of the file (section,) that tells each section, -1 where none does.
 
     By the sections it names; else by movie; else by nominal angle; else in the order of the file, all or those it uses.
     """
-    path, k = geometry.path, len(geometry.angles)
+    path, k = geometry.path, len(geometry.used)
     sections = geometry.sections
     if sections is None:
         sections = _sections_of_rows(geometry, exposures, n)
@@ -72,9 +88,9 @@ def rows_of_sections(geometry: Geometry, exposures: Exposures | None, n: int) ->
     return rows
 
 
-def _sections_of_rows(geometry: Geometry, exposures: Exposures | None, n: int) -> torch.Tensor | None:
+def _sections_of_rows(geometry: Rows, exposures: Exposures | None, n: int) -> torch.Tensor | None:
     """Section (row,) of rows that carry no number, -1 for those that are in no section."""
-    k = len(geometry.angles)
+    k = len(geometry.used)
     if exposures is not None and exposures.movies is not None and geometry.movies is not None:
         names, wanted = _stems(movie.path for movie in exposures.movies), _stems(geometry.movies)
         if len(set(names)) == n and len(set(wanted)) == k and set(names) & set(wanted):

@@ -15,6 +15,7 @@ AreAnglesInverted is False. Warp itself was not run.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.io.alignments import LARGEST, Geometry, Sections, needed, positive, sections_of, sizes
 from cryosim.io.files import FormatError, existing_file, read_text, write_text
+from cryosim.io.left_behind import LeftBehind, tilts_about_x
 from cryosim.microscope.optics import Optics, check_per_tilt
 
 _GRIDS = (
@@ -113,7 +115,7 @@ def read_warp(
     Warns
     -----
     UserWarning
-        When the file has warping grids, which are left behind, or AreAnglesInverted.
+        When the file has AreAnglesInverted.
     """
     from cryoet_alignment.io.warp import WarpAlignment  # takes most of a second
 
@@ -128,13 +130,7 @@ def read_warp(
         if isinstance(error, FormatError):
             raise
         raise FormatError(path, "content", "a tilt series of Warp", str(error), "Write it again.") from error
-    if not abs(level_x) <= 1e-6:
-        raise FormatError(
-            path, "LevelAngleX", "0", f"a levelled specimen, {level_x:g} degrees", "A TiltScheme has no tilt about x."
-        )
-    if magnification not in ([1, 0, 0, 1], [1, 1, 0]):  # Warp 1 wrote the second
-        raise FormatError(path, "MagnificationCorrection", "none", f"{magnification}", "Correct the images with Warp.")
-    _warn(path, root)
+    _warn_of_hand(path, root)
     pixel = positive(f"{path}: pixel_size", content.pixel_size_a)
     image = sizes(f"{path}: image_shape", needed(path, "image_shape", image_shape, "(y, x) of an image [px]"), 2)
     entries = content.entries
@@ -146,6 +142,8 @@ def read_warp(
     shifts = offsets - _centres(tilt_rotation(angles, axes), image, pixel, volume, voxel)
     used, doses, movies = (_list(path, root, name, len(entries)) for name in ("UseTilt", "Dose", "MoviePath"))
     width, height = content.image_dimensions_physical
+    if not (0 <= width < math.inf and 0 <= height < math.inf):
+        raise FormatError(path, "ImageDimensionsAngstrom", "two sizes [Å]", f"{width:g}, {height:g}", "Correct them.")
     return Geometry(
         path,
         angles,
@@ -155,6 +153,7 @@ def read_warp(
         prior_doses=None if doses is None else torch.tensor([_number(path, "Dose", word) for word in doses]).double(),
         movies=None if movies is None else tuple(movies),
         stack_shape=(None, height / pixel, width / pixel) if min(width, height) > 0 else None,
+        left_behind=_left_behind(path, root, level_x, magnification),
     )
 
 
@@ -168,17 +167,37 @@ def _list(path: Path, root: ElementTree.Element, name: str, n: int) -> list[str]
 
 def _number(path: Path, name: str, text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise FormatError(path, name, "a number", repr(text), "Write it again.") from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise FormatError(path, name, "a finite number", repr(text[:40]), "Write it again.")
+    return value
 
 
-def _warn(path: Path, root: ElementTree.Element) -> None:
-    """Say which local parts of the alignment are left behind, and a defocus that has the other sign."""
-    grids = [grid for name in _GRIDS if (grid := root.find(name)) is not None]
-    local = [grid.tag for grid in grids if any(_number(path, grid.tag, n.get("Value", "0")) for n in grid.iter("Node"))]
-    if local:
-        warnings.warn(f"{path}: the grids {', '.join(local)} are left behind.", UserWarning, stacklevel=5)
+def _left_behind(
+    path: Path, root: ElementTree.Element, level: float, magnification: list[float]
+) -> tuple[LeftBehind, ...]:
+    """The tilt about x, the magnification, and the grids of shifts [Å] and angles [deg]."""
+    parts = tilts_about_x(path, "LevelAngleX", torch.tensor([level], dtype=torch.float64))
+    if magnification != [1, 1, 0]:  # Warp 1 wrote that in place of the identity
+        if len(magnification) != 4:
+            raise FormatError(path, "MagnificationCorrection", "a matrix of 4 numbers", f"{magnification}", "")
+        matrix = torch.tensor(magnification, dtype=torch.float64).reshape(2, 2)
+        off = float(torch.linalg.matrix_norm(matrix - torch.eye(2, dtype=torch.float64), 2))
+        parts = (*parts, LeftBehind(path, "MagnificationCorrection", f"the matrix {magnification}", stretch=off))
+    for name in _GRIDS:
+        nodes = [] if (grid := root.find(name)) is None else list(grid.iter("Node"))
+        largest = max((abs(_number(path, name, node.get("Value", "0"))) for node in nodes), default=0.0)
+        if "Angle" in name:
+            parts = (*parts, LeftBehind(path, name, f"a grid of angles up to {largest:.3g}°", angle=largest))
+        else:
+            parts = (*parts, LeftBehind(path, name, f"a grid of shifts up to {largest:.3g} Å", length=largest))
+    return parts
+
+
+def _warn_of_hand(path: Path, root: ElementTree.Element) -> None:
+    """Say that a defocus has the other sign."""
     if root.get("AreAnglesInverted", "False").lower() == "true":
         warnings.warn(
             f"{path}: AreAnglesInverted: electrons travel along -z of this geometry. What is further up is less out of "

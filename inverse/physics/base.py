@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -59,8 +59,10 @@ class TiltPhysics(LinearPhysics):
             )
         if len(volume_shape) != 3 or min(volume_shape) < 1:
             raise ValueError(f"volume_shape: expected three sizes (z, y, x), got {tuple(volume_shape)}.")
-        self.volume_shape = tuple(volume_shape)
-        self.image_shape = tuple(image_shape or volume_shape[1:])
+        depth, rows, width = volume_shape
+        self.volume_shape: tuple[int, int, int] = (depth, rows, width)
+        rows, width = image_shape or (rows, width)
+        self.image_shape: tuple[int, int] = (rows, width)
         self.register_buffer("angles", angles)
         self.register_buffer("scale", torch.ones((), dtype=angles.dtype))
 
@@ -133,6 +135,14 @@ class TiltPhysics(LinearPhysics):
     @abstractmethod
     def _least_damping(self, dtype: torch.dtype) -> float:
         """That of `A_dagger`, in units of |A|^2."""
+
+    @abstractmethod
+    def approximate_inverse(self, damping: float, like: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """(A^T A + damping)^-1 of the operator without edges, as a function of volumes (batch, channel, z, y, x).
+
+        Symmetric and positive: a preconditioner. Volumes are of the type of `like`; without gradients. Where the
+        operator has no edges it is exact; else a damping that is too weak for it is raised.
+        """
 
     @abstractmethod
     def squared_norm(self) -> torch.Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 
+from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.fourier import fast_length
 from cryosim.core.record import differentiated, hidden
 from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
+from cryosim.specimen.damage import Damage, fading
 from inverse.physics.base import TiltPhysics, expect, fitted
 from inverse.physics.closed_form import (
     Damped,
@@ -20,12 +22,41 @@ from inverse.physics.closed_form import (
     largest_eigenvalue,
     minimiser,
 )
-from inverse.physics.contrast_inverse import contrast_solver, edgeless_inverse
+from inverse.physics.contrast_inverse import contrast_solver, edgeless_inverse, lens_transfer
 from inverse.physics.heights import Fading, Imaging, heights, node_counts, see, see_adjoint, transfers
 from inverse.physics.spectral import Grid, TiltGeometry, tilt_geometry
 
 Heights = Literal["none", "plane", "all"]
 LENS = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
+
+
+def fading_by_tilt(damage: Damage, tilts: TiltScheme, voltage: float | torch.Tensor, which: int = 0) -> Fading:
+    """What radiation damage leaves in each tilt, as `ContrastProjection` takes it for its `fading`.
+
+    Weighs each image by its dose, too: what has faded is not expected in it, and so is not asked of it.
+
+    Parameters
+    ----------
+    damage : Damage
+    tilts : TiltScheme
+        In order of exposure, in which the operator's angles must stand, too.
+    voltage : float or tensor ()
+        [kV].
+    which : int
+        Class of atoms, as in `cryosim.fading`.
+
+    Returns
+    -------
+    callable
+        k^2 (tilt, y, x) [1/Å^2] -> amplitude of the same shape [1], averaged over each exposure.
+    """
+    moments = [tilts.moment(i) for i in range(len(tilts))]
+
+    def left(squared_frequency: torch.Tensor) -> torch.Tensor:
+        pairs = zip(squared_frequency, moments, strict=True)
+        return torch.stack([fading(damage, k2, moment, voltage, which) for k2, moment in pairs])
+
+    return left
 
 
 class ContrastProjection(TiltPhysics):
@@ -60,8 +91,7 @@ class ContrastProjection(TiltPhysics):
     shifts : tensor (tilt, 2) or (batch, tilt, 2), optional
         (x, y) by which the content of each image is displaced [Å]; the buffer `shifts`.
     fading : callable, optional
-        k^2 (tilt, y, x) [1/Å^2] -> amplitude of the same shape that damage has left, for instance of
-        `cryosim.specimen.damage.fading` at the moment of each tilt.
+        k^2 (tilt, y, x) [1/Å^2] -> amplitude of the same shape that damage has left, such as `fading_by_tilt` makes.
     accuracy : float
         Of the phase factors that follow the heights; the number of Chebyshev nodes follows from it.
     normalize : bool
@@ -295,22 +325,28 @@ class ContrastProjection(TiltPhysics):
 
             precondition = edgeless_inverse(imaging.angles, damping, own.geometry, own._constant(), z)
             target = own._see_adjoint(own._padded(y), imaging) + damping * z
-            return conjugate_gradients(normal, precondition, target, tolerance, max_iterations, by_row=False)
+            return conjugate_gradients(normal, precondition, target, tolerance, max_iterations)
 
         return Damped(forward, solve, tolerance, max_iterations)
+
+    @torch.no_grad()
+    def approximate_inverse(self, damping: float, like: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """See `TiltPhysics`: of one defocus an image; parameters are those of the first item."""
+        own = torch.as_tensor(damping, dtype=torch.float64, device=like.device) * self.scale.double() ** 2
+        act = edgeless_inverse(self._of("angles", 0), own, self.geometry, self._constant(), like)
+        return lambda volumes: (
+            torch.stack([torch.stack([act(v) for v in item]) for item in volumes]) * self.scale.to(like) ** 2
+        )
 
     def _is_closed(self) -> bool:
         """Whether least squares is a closed form: periodic images of the volume's rows, each of one defocus."""
         return self.grid == "stretched" and self.heights == "none" and self.volume_shape[1] == self.image_shape[0]
 
+    @torch.no_grad()
     def _constant(self) -> torch.Tensor:
         """T (k, tilt, ky) of `contrast_inverse`: the transfer of one defocus at the frequencies of the volume."""
-        g = self.geometry
-        periodic = TiltGeometry(g.depth, g.width, g.period, g.period, "stretched")
-        focus = torch.zeros(1, self.angles.shape[-1], dtype=torch.float64, device=self.angles.device)
-        with torch.no_grad():
-            passed = self._transfers(0, periodic, self.volume_shape[1], focus)[0]  # (tilt, ky, k)
-        return passed[..., : g.n_frequencies].permute(2, 0, 1)
+        passed = lens_transfer(self, self.volume_shape[1])  # (tilt, ky, k)
+        return passed[..., : self.geometry.n_frequencies].permute(2, 0, 1)
 
     def squared_norm(self) -> torch.Tensor:
         """|A|^2 () of one defocus an image, without edges: next to no image of several exceeds it."""

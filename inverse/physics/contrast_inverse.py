@@ -18,10 +18,13 @@ is the preconditioner of conjugate gradients. The small systems are factored in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import torch
 
+from cryosim.microscope.optics import Optics
 from inverse.physics.closed_form import edge_weights, gram_matrices, largest_eigenvalue
+from inverse.physics.heights import Fading, transfers
 from inverse.physics.spectral import (
     TiltGeometry,
     pair_weights,
@@ -40,6 +43,37 @@ PRECONDITIONER_FLOOR = 0.1
 Measured at a damping of 0.01: 25 to 36 iterations, and 31 to 49 with a tenth of it."""
 
 _NUMBERS_KEPT = 2**26  # of factors, 1 GB; beyond, they are made anew each time
+
+
+class LensOperator(Protocol):
+    """What `lens_transfer` asks of a `ContrastProjection`."""
+
+    parameter_names: ClassVar[tuple[str, ...]]
+    optics: Optics
+    angles: torch.Tensor
+    shifts: torch.Tensor
+    voxel_size: float
+    fading: Fading | None
+
+    @property
+    def geometry(self) -> TiltGeometry: ...
+
+
+def lens_transfer(physics: LensOperator, rows: int, item: int = 0) -> torch.Tensor:
+    """T (tilt, ky, k) of one defocus an image, that at the box centre, with the shifts and the fading.
+
+    At the frequencies of the volume, (k / cos t, ky) of the image, on the half plane of an axis x of the operator's
+    period and an axis y of `rows`; differentiable in the operator's parameters.
+    """
+    g = physics.geometry
+    periodic = TiltGeometry(g.depth, g.width, g.period, g.period, "stretched")
+    own = {name: getattr(physics, name).double() for name in physics.parameter_names}
+    own = {name: values[item if len(values) > 1 else 0] for name, values in own.items()}
+    angles, shifts = own["angles"], own["shifts"]
+    own = {name: value for name, value in own.items() if hasattr(physics.optics, name)}
+    focus = angles.new_zeros(1, len(angles))
+    how = {"focus": focus, "shifts": shifts, "fading": physics.fading}
+    return transfers(physics.optics.replace(**own), angles, periodic, rows, physics.voxel_size, **how)[0]
 
 
 def small_solver(angles: torch.Tensor, damping: torch.Tensor, geometry: TiltGeometry, transfer: torch.Tensor) -> Action:

@@ -2,18 +2,19 @@
 
 In tilt t the matter of the voxel at r is found at
 
-    r' = r + d_t(r),     d_t(r) = sum_abc beta(z - z_a) beta(y - y_b) beta(x - x_c) D_t,abc             (1)
+    r' = R_x(chi) [r + d_t(r)],     d_t(r) = sum_abc beta(z - z_a) beta(y - y_b) beta(x - x_c) D_t,abc             (1)
 
 a cubic B-spline over control points that span the volume (Unser 1999, doi:10.1109/79.799930), and in the image at
 
     (u, v) = m_t Z(phi_t) (x' cos t + z' sin t, y') + s_t                                                (2)
 
-with a magnification m_t, a turn phi_t in the plane of the image, and a shift s_t. Matter is carried along, so none is
+with a turn chi of the specimen about x, a magnification m_t, a turn phi_t in the plane of the image, and a shift s_t.
+Matter is carried along, so none is
 lost where the specimen is stretched. The line integrals of voxels so displaced are a non-uniform Fourier transform:
 every voxel adds a narrow bell around its place in the image, and the image's transform is divided by that of the bell
 (`cryosim.specimen.bells`; Barnett, Magland & af Klinteberg 2019, doi:10.1137/18M120885X), on a grid one and a half
 times as fine. The adjoint reads the images at the same places with the same bells, so it is exact, and everything is
-differentiable in D, m, phi, s and the angles.
+differentiable in D, chi, m, phi, s and the angles.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class DeformedProjection(ContrastProjection):
         phi, from x towards y [deg]; the buffer `axis_angles`.
     magnifications : tensor (tilt,) or (batch, tilt), optional
         m; the buffer `magnifications`.
+    x_tilt : float or tensor () or (batch,)
+        chi, from y towards z [deg]; the buffer `x_tilt` (1 or batch,).
     **options
         Further arguments of `ContrastProjection`, such as `shifts`.
 
@@ -67,11 +70,13 @@ class DeformedProjection(ContrastProjection):
         "deformation",
         "axis_angles",
         "magnifications",
+        "x_tilt",
     )
 
     deformation: torch.Tensor
     axis_angles: torch.Tensor
     magnifications: torch.Tensor
+    x_tilt: torch.Tensor
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class DeformedProjection(ContrastProjection):
         deformation: torch.Tensor | None = None,
         axis_angles: torch.Tensor | None = None,
         magnifications: torch.Tensor | None = None,
+        x_tilt: float | torch.Tensor = 0.0,
         **options,
     ) -> None:
         if grid != "camera":
@@ -103,6 +109,10 @@ class DeformedProjection(ContrastProjection):
             if value.ndim not in (1, 2) or value.shape[-1] != tilts:
                 raise ValueError(f"{name}: expected one for each of {tilts} tilts, got {tuple(value.shape)}.")
             self.register_buffer(name, value if value.ndim == 2 else value[None])
+        x_tilt = torch.as_tensor(x_tilt).to(like)
+        if x_tilt.ndim > 1 or not torch.isfinite(x_tilt).all():
+            raise ValueError(f"x_tilt: expected a finite number [deg], or one for each item, got {x_tilt.tolist()}.")
+        self.register_buffer("x_tilt", x_tilt.reshape(-1))
 
     def places(self, item: int, tilt: int) -> torch.Tensor:
         """Where (v, u) [px from the centre] each voxel (z y x, 2) of an item is seen in a tilt, float64."""
@@ -111,6 +121,8 @@ class DeformedProjection(ContrastProjection):
         bases = [_spline(len(axis), n).to(axis) for axis, n in zip(axes, control.shape[1:], strict=True)]
         dx, dy, dz = torch.einsum("za,yb,xc,dabc->dzyx", *bases, control)
         z, y, x = axes[0][:, None, None] + dz, axes[1][:, None] + dy, axes[2] + dx
+        chi = torch.deg2rad(self._of("x_tilt", item).double())
+        y, z = y * torch.cos(chi) - z * torch.sin(chi), y * torch.sin(chi) + z * torch.cos(chi)
         angle, turn = (torch.deg2rad(self._of(n, item)[tilt].double()) for n in ("angles", "axis_angles"))
         u = x * torch.cos(angle) + z * torch.sin(angle)
         magnified = self._of("magnifications", item)[tilt].double()

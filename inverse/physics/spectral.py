@@ -10,8 +10,9 @@ one (tilts x depth) matrix for each k, applied to all rows y at once. N is the p
     p_t(u, y) = 1 / (N cos t) sum_m P^_t(m / (N cos t), y) exp(2 pi i m u / (N cos t))                   (2)
 
 On the `stretched` grid u = j cos t, so (2) is a discrete Fourier transform and the whole operator is diagonal in k but
-for the small matrices of (1). On the `camera` grid u = j, and (2) is one more matrix for each tilt. Frequencies beyond
-the Nyquist frequency of z (k tan t) or of the image (k / cos t) are not in the data and are left out.
+for the small matrices of (1). On the `camera` grid u = j, and (2) is one more matrix for each tilt; an image
+magnified by m and displaced by s has u = (j - s) / m there. Frequencies beyond the Nyquist frequency of z (k tan t) or
+of the image (k / (m cos t)) are not in the data and are left out.
 
 Everything is real arithmetic: a complex number is a pair (Re, Im), so that all products are plain real matrix
 products. Phases are reduced to one turn in float64 before they are rounded to the precision of the data.
@@ -23,7 +24,7 @@ doi:10.1109/TMI.1987.4307847.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -35,6 +36,20 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 _LARGEST_MATRIX_TRANSFORM = 768
 """Width up to which the transform along x is a matrix product rather than an FFT: measured, they meet near here."""
+
+
+class Placement(NamedTuple):
+    """Where the line integrals of the tilts fall on the camera along u; only on the camera grid.
+
+    Attributes
+    ----------
+    offsets : tensor (tilt,)
+        By which content is displaced [px].
+    magnifications : tensor (tilt,)
+    """
+
+    offsets: torch.Tensor
+    magnifications: torch.Tensor
 
 
 class TiltGeometry(Record):
@@ -63,10 +78,13 @@ class TiltGeometry(Record):
         return (self.period + 1) // 2
 
 
-def tilt_geometry(depth: int, width: int, image_width: int | None, grid: Grid, steepest: float) -> TiltGeometry:
+def tilt_geometry(
+    depth: int, width: int, image_width: int | None, grid: Grid, steepest: float, reach: float = 0.0
+) -> TiltGeometry:
     """Geometry whose period holds the volume's projection at every tilt up to `steepest` [deg] without wrapping.
 
-    On the stretched grid the volume itself is periodic in x, and an image is as wide as it.
+    On the stretched grid the volume itself is periodic in x, and an image is as wide as it. `reach` [voxel] is how far
+    images extend that are displaced or not of magnification 1, where that is more than their width.
 
     Raises
     ------
@@ -85,14 +103,16 @@ def tilt_geometry(depth: int, width: int, image_width: int | None, grid: Grid, s
         return TiltGeometry(depth, width, width, width, grid)
     image_width = width if image_width is None else image_width
     tan, cos = math.tan(math.radians(steepest)), math.cos(math.radians(steepest))
-    least = math.ceil(max(width + depth * tan, image_width / cos)) + 2
+    least = math.ceil(max(width + depth * tan, max(image_width, reach) / cos)) + 2
     return TiltGeometry(depth, width, image_width, fast_length(least, odd=True), grid)
 
 
-def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+def project(
+    volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry, placement: Placement | None = None
+) -> torch.Tensor:
     """Line integrals (tilt, row, u) [unit of the volume · voxel] of a volume (z, row, x) at `angles` (tilt,) [deg]."""
-    weights = image_weights(angles, geometry)
-    matrices, image = shear_matrices(angles, geometry, weights, volume), image_matrices(angles, geometry, volume)
+    matrices = shear_matrices(angles, geometry, image_weights(angles, geometry, placement), volume)
+    image = image_matrices(angles, geometry, volume, placement)
     images = []
     for rows in volume.split(_rows_at_once(volume, geometry), dim=1):
         seen = shear(matrices, transform_x(rows, geometry))  # (k, 2 tilt, z) @ (k, z, row)
@@ -100,10 +120,12 @@ def project(volume: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) 
     return torch.cat(images, 1)
 
 
-def backproject(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+def backproject(
+    images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry, placement: Placement | None = None
+) -> torch.Tensor:
     """Adjoint of `project`: volume (z, row, x) from images (tilt, row, u)."""
-    weights = image_weights(angles, geometry)
-    matrices, image = shear_matrices(angles, geometry, weights, images), image_matrices(angles, geometry, images)
+    matrices = shear_matrices(angles, geometry, image_weights(angles, geometry, placement), images)
+    image = image_matrices(angles, geometry, images, placement)
     volume = []
     for rows in images.split(_rows_at_once(images, geometry), dim=1):
         seen = frequencies_first(torch.bmm(image, rows.transpose(1, 2)))  # (tilt, 2 k, u) @ (tilt, u, row)
@@ -133,12 +155,16 @@ def shear_adjoint(matrices: Pair, seen: torch.Tensor) -> Pair:
     return torch.bmm(matrices[0].mT, seen), torch.bmm(matrices[1].mT, seen)
 
 
-def image_matrices(angles: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor) -> torch.Tensor:
+def image_matrices(
+    angles: torch.Tensor, geometry: TiltGeometry, like: torch.Tensor, placement: Placement | None = None
+) -> torch.Tensor:
     """Waves of equation (2) as real matrices (tilt, 2 k, u), pairs (Re, Im) of rows k-major."""
-    k = frequencies(geometry, like.device)  # (k,)
+    k, offsets = frequencies(geometry, like.device), None  # (k,)
     if geometry.grid == "camera":
         k = k / cosines(angles)[:, None]  # (tilt, k) [1/px]
-    cosine, sine = _waves(k, geometry.image_width, like.dtype)  # ([tilt,] k, u)
+    if placement is not None:
+        k, offsets = k / placement.magnifications.double()[:, None], placement.offsets.double()[:, None]
+    cosine, sine = _waves(k, geometry.image_width, like.dtype, offsets=offsets)  # ([tilt,] k, u)
     pairs = torch.stack([cosine, -sine], -2).flatten(-3, -2)
     return pairs.expand(len(angles), -1, -1)
 
@@ -221,18 +247,19 @@ def frequencies_first(seen: torch.Tensor) -> torch.Tensor:
     return seen.view(tilts, pairs // 2, 2, rows).permute(1, 0, 2, 3).reshape(pairs // 2, 2 * tilts, rows)
 
 
-def image_weights(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+def image_weights(angles: torch.Tensor, geometry: TiltGeometry, placement: Placement | None = None) -> torch.Tensor:
     """Weight (k, tilt) of each frequency in equation (2), 0 where volume or image do not resolve it."""
     paired = pair_weights(geometry, angles.device)[:, None]
-    return resolved(angles, geometry) * paired / (geometry.period * cosines(angles))
+    return resolved(angles, geometry, placement) * paired / (geometry.period * cosines(angles))
 
 
-def resolved(angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+def resolved(angles: torch.Tensor, geometry: TiltGeometry, placement: Placement | None = None) -> torch.Tensor:
     """1 at the frequencies (k, tilt) below the Nyquist frequencies of z and of the image, else 0."""
     k, t = frequencies(geometry, angles.device)[:, None], torch.deg2rad(angles.detach().double())
     kept = (k * torch.tan(t)).abs() <= 0.5
     if geometry.grid == "camera":
-        kept = kept & (k / torch.cos(t) <= 0.5)
+        size = 1.0 if placement is None else placement.magnifications.detach().double()
+        kept = kept & (k / (torch.cos(t) * size) <= 0.5)
     return kept.double()
 
 
@@ -256,16 +283,23 @@ def cosines(angles: torch.Tensor) -> torch.Tensor:
     return torch.cos(torch.deg2rad(angles.double()))
 
 
-def _waves(frequency: torch.Tensor, n: int, dtype: torch.dtype, weights: torch.Tensor | None = None) -> Pair:
+def _waves(
+    frequency: torch.Tensor,
+    n: int,
+    dtype: torch.dtype,
+    weights: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+) -> Pair:
     """cos and sin (..., n) of 2 pi `frequency` (...) times the positions of n samples, times `weights` (...).
 
-    By the addition theorem from two short tables, of the position's multiples of 16 and of the rest: each is exact, and
-    the long axis costs products only.
+    `offsets` (...) are taken from the positions. By the addition theorem from two short tables, of the position's
+    multiples of 16 and of the rest: each is exact, and the long axis costs products only.
     """
     step = 16
     start = -(n // 2)
     far = torch.arange(-(-n // step), dtype=torch.float64, device=frequency.device) * step + start
     near = torch.arange(step, dtype=torch.float64, device=frequency.device)
+    far = far if offsets is None else far - offsets[..., None]
     far_cos, far_sin = _turn(frequency[..., None] * far, dtype)
     if weights is not None:
         scale = weights.to(dtype)[..., None]

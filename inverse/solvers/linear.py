@@ -8,20 +8,31 @@ from typing import Literal, Protocol
 import torch
 
 from cryosim.core.fourier import band_limit
+from inverse.physics.base import fitted
 from inverse.physics.closed_form import backproject_filtered, gram_matrices, gram_solver
+from inverse.physics.contrast import ContrastProjection
+from inverse.physics.contrast_inverse import contrast_solver, lens_transfer
+from inverse.physics.deformed import DeformedProjection
 from inverse.physics.spectral import TiltGeometry, cosines, frequencies, resolved
 
 Filter = Literal["ramp", "exact"]
 
 
-class TiltOperator(Protocol):
+class ImageOperator(Protocol):
+    """Any operator that knows its images."""
+
+    def expect_images(self, images: torch.Tensor, /) -> None: ...
+
+
+class TiltOperator(ImageOperator, Protocol):
     """What the solvers ask of a `TiltProjection`."""
 
     angles: torch.Tensor
     scale: torch.Tensor
-    geometry: TiltGeometry
 
-    def expect_images(self, images: torch.Tensor, /) -> None: ...
+    @property
+    def geometry(self) -> TiltGeometry: ...
+
     def fit_rows(self, images: torch.Tensor, /) -> torch.Tensor: ...
     def squared_norm(self) -> torch.Tensor: ...
     def prox_l2(self, z: None, y: torch.Tensor, gamma: float | torch.Tensor, /) -> torch.Tensor: ...
@@ -65,14 +76,16 @@ def least_squares(
 
     Parameters
     ----------
-    physics : TiltProjection
+    physics : TiltProjection or ContrastProjection
     images : tensor (tilt, y, x) or (batch, channel, tilt, y, x)
     weight : float or tensor (), optional
         Variance of the noise over the variance of a voxel, in the operator's own units; a hundredth of |A|^2 when left
         out.
     open_sides : bool
         Let the specimen reach on in x beyond the volume, as it does in a real tilt series: solved on the whole period,
-        the images taken as zero beyond their edges, then cut to the volume. Camera grid only.
+        the images taken as zero beyond their edges, then cut to the volume. Camera grid only. Of a
+        `ContrastProjection`, each image is taken as one of the defocus at the box centre, whatever its `heights`; the
+        specimen reaches on in y too, as far as the lens displaces.
 
     Returns
     -------
@@ -81,15 +94,17 @@ def least_squares(
     Raises
     ------
     ValueError
-        When the weight is not positive.
+        When the weight is not positive; with open sides, for a `DeformedProjection`.
     """
     batch, flat = as_batch(physics, images)
     if weight is None:
         weight = 0.01 * physics.squared_norm()
     if not float(weight) > 0:
         raise ValueError(f"least_squares: expected a positive weight, got {float(weight)}.")
-    if open_sides and physics.geometry.grid == "camera":
-        damping = torch.as_tensor(weight) * physics.scale**2
+    damping = torch.as_tensor(weight, dtype=torch.float64) * physics.scale**2
+    if open_sides and isinstance(physics, ContrastProjection) and physics.grid == "camera":
+        volume = _open_sided(physics, batch, damping)
+    elif open_sides and physics.geometry.grid == "camera":
         volume = _each_item(physics, batch, lambda angles: gram_solver(angles, damping, physics.geometry))
     else:
         volume = physics.prox_l2(None, batch, 1 / weight)
@@ -155,7 +170,30 @@ def _each_item(
     return torch.stack(volumes) * physics.scale.to(batch)
 
 
-def as_batch(physics: TiltOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def _open_sided(physics: ContrastProjection, batch: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    """Volumes of contrast on the camera grid, of one defocus an image, on the whole field on which the lens acts."""
+    if isinstance(physics, DeformedProjection):
+        raise ValueError(
+            "least_squares: open sides have a closed form for tilts and lens only, got a DeformedProjection; take "
+            "open_sides=False."
+        )
+    rows, width = physics.padded_shape
+    several = max(len(getattr(physics, name)) for name in physics.parameter_names)
+    if several not in (1, len(batch)):
+        raise ValueError(f"least_squares: expected parameters of one or {len(batch)} items, got {several}.")
+    volumes, action = [], None
+    for i, item in enumerate(batch * physics.scale.to(batch)):
+        angles = physics.angles[i if len(physics.angles) > 1 else 0]
+        if action is None or several > 1:
+            transfer = lens_transfer(physics, rows, i if several > 1 else 0).permute(2, 0, 1)  # (k, tilt, ky)
+            action = contrast_solver(angles, damping, physics.geometry, transfer[: physics.geometry.n_frequencies])
+        padded = fitted(fitted(item, rows, -2), width, -1)
+        made = [backproject_filtered(stack, angles, physics.geometry, action) for stack in padded]
+        volumes.append(physics.fit_rows(torch.stack(made)))
+    return torch.stack(volumes)
+
+
+def as_batch(physics: ImageOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Images (batch, channel, tilt, y, x) that fit the operator, and whether they came as one stack (tilt, y, x)."""
     if images.ndim not in (3, 5):
         raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")

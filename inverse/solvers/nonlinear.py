@@ -87,7 +87,7 @@ def gauss_newton(
         def normal(d: torch.Tensor, x: torch.Tensor = x) -> torch.Tensor:
             return physics.A_vjp(x, pushed(physics, x, d)) + weight * d
 
-        d, _ = conjugate_gradients(normal, lambda r: r, target, 1e-3, iterations, by_row=False)
+        d, _ = conjugate_gradients(normal, lambda r: r, target, 1e-3, iterations)
         length, value = 1.0, objective(x + d)
         while not value < values[-1] and length > 1e-3:
             length /= 2

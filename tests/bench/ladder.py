@@ -14,11 +14,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from deepinv.optim import FISTA, L2, TVPrior
 
 import cryosim as cs
 import inverse as inv
@@ -26,6 +25,8 @@ from cryosim import io
 from cryosim.io.examples import example_path
 from cryosim.specimen.potential_volume import potential_volume
 from inverse.physics.base import TiltPhysics
+from inverse.priors.classic import GeneralizedVariation, Prior, TotalVariation, Wavelets
+from inverse.solvers.primal_dual import matching_weight
 
 SHAPE = (64, 128, 128)
 ANGLES = torch.linspace(-60, 60, 41)
@@ -59,19 +60,6 @@ def phantom(seed: int = 0) -> torch.Tensor:
             distance = (x - at[0]) ** 2 + (y - at[1]) ** 2 + (z - at[2]) ** 2
             volume = volume + torch.exp(-distance / (2 * 1.8**2))
     return volume.float()
-
-
-def total_variation(
-    physics: TiltPhysics, images: torch.Tensor, iterations: int = 60
-) -> Callable[[float], torch.Tensor]:
-    """deepinv's FISTA with its TV; the setting is lambda over the largest value of A^T y."""
-
-    def make(setting: float) -> torch.Tensor:
-        strength = setting * float(physics.A_adjoint(images[None, None]).abs().max())
-        model = FISTA(L2(), TVPrior(n_it_max=20), lambda_reg=strength, stepsize=1.0, max_iter=iterations)
-        return model(images[None, None], physics)[0, 0]
-
-    return make
 
 
 def climb(rungs: Iterable[Rung], truth: torch.Tensor, voxel_size: float) -> None:
@@ -109,6 +97,28 @@ def filtered(volume: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfftn(torch.fft.rfftn(volume) * region, s=volume.shape)
 
 
+def with_priors(physics: TiltPhysics, images: torch.Tensor, noise: float, factors: Sequence[float]) -> list[Rung]:
+    """Rungs of total variation, its generalisation and wavelets, at factors of the weight that meets the noise."""
+    batch, rungs = images[None, None], []
+    kinds: list[tuple[str, Prior, Any]] = [
+        ("TV", TotalVariation(), inv.tv),
+        ("TGV", GeneralizedVariation(), inv.tgv),
+        ("wavelets", Wavelets(), inv.wavelets),
+    ]
+    for name, prior, solve in kinds:
+        matched: list[float] = []
+
+        def make(
+            factor: float, prior: Prior = prior, solve: Any = solve, matched: list[float] = matched
+        ) -> torch.Tensor:
+            if not matched:
+                matched.append(matching_weight(physics, batch, prior, noise, iterations=60)[0])
+            return solve(physics, images, factor * matched[0], noise=noise)
+
+        rungs.append(Rung(f"{name}, weight / that of the noise", factors, make))
+    return rungs
+
+
 def on_the_phantom() -> None:
     truth = phantom()
     clean = inv.TiltProjection(ANGLES, SHAPE).A(truth[None, None])[0, 0]
@@ -116,11 +126,11 @@ def on_the_phantom() -> None:
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(clean.shape, generator=generator) * clean.std() * 10 ** (-decibel / 20)
         print(f"\n{decibel} dB: setting, correlation of all, measured, wedge; resolution, error, time, memory")
-        climb(phantom_rungs(clean + noise), truth, 1.0)
+        climb(phantom_rungs(clean + noise, float(noise.var())), truth, 1.0)
 
 
-def phantom_rungs(images: torch.Tensor) -> list[Rung]:
-    physics, unit = inv.TiltProjection(ANGLES, SHAPE), inv.TiltProjection(ANGLES, SHAPE, normalize=True)
+def phantom_rungs(images: torch.Tensor, noise: float) -> list[Rung]:
+    physics = inv.TiltProjection(ANGLES, SHAPE)
     norm = float(physics.squared_norm())
 
     def damped(weight: float) -> torch.Tensor:
@@ -131,8 +141,10 @@ def phantom_rungs(images: torch.Tensor) -> list[Rung]:
         Rung("WBP, ramp", [0.0], lambda _: inv.wbp(physics, images)),
         Rung("WBP, low-pass [voxel]", lows, lambda p: inv.wbp(physics, images, low_pass=p)),
         Rung("SIRT, iterations", stops, lambda n: inv.sirt(physics, images, iterations=int(n))),
+        Rung("CGLS, iterations", [1, 2, 3, 5, 8], lambda n: inv.cgls(physics, images, iterations=int(n))),
         Rung("least squares, weight / |A|^2", [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0], damped),
-        Rung("TV, lambda / |A^T y|", [1e-3, 3e-3, 1e-2, 3e-2], total_variation(unit, images / float(unit.scale), 40)),
+        Rung("Wiener, nothing to tune", [0.0], lambda _: inv.wiener(physics, images).volume),
+        *with_priors(physics, images, noise, [0.3, 0.6, 1.0]),
     ]
 
 
@@ -156,14 +168,14 @@ def on_the_scene() -> None:
 
 
 def scene_rungs(series: cs.TiltSeries, voxel: float) -> list[Rung]:
-    contrast = series.images / series.images.mean((1, 2), keepdim=True) - 1
-    lens: Any = {"voxel_size": voxel, "optics": series.optics}
-    physics = inv.ContrastProjection(series.tilts.angles, SHAPE, **lens, tolerance=1e-3)
-    unit = inv.ContrastProjection(series.tilts.angles, SHAPE, **lens, normalize=True)
+    means = series.images.mean((1, 2), keepdim=True)
+    contrast = series.images / means - 1
+    lens: Any = {"voxel_size": voxel, "optics": series.optics, "tolerance": 1e-3}
+    physics = inv.ContrastProjection(series.tilts.angles, SHAPE, **lens)
     norm = float(physics.squared_norm())
 
     def reconstructed(**how: Any) -> torch.Tensor:
-        return inv.reconstruct(series, thickness=SHAPE[0] * voxel, **how).volume.values
+        return inv.reconstruct(series, thickness=SHAPE[0] * voxel, std=False, **how).volume.values
 
     def through_the_lens(weight: float) -> torch.Tensor:
         return inv.least_squares(physics, contrast, weight * norm)
@@ -171,16 +183,17 @@ def scene_rungs(series: cs.TiltSeries, voxel: float) -> list[Rung]:
     return [
         Rung("WBP, phases flipped", [0.0], lambda _: reconstructed()),
         Rung("the same, low-pass [Å]", [15, 20, 30, 40, 60], lambda p: reconstructed(low_pass=p)),
-        Rung("least squares, phases flipped", [0.0], lambda _: reconstructed(method="least-squares")),
-        Rung("least squares through the lens, weight", [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0], through_the_lens),
         Rung(
-            "TV through the lens, lambda",
-            [1e-3, 3e-3, 1e-2, 3e-2],
-            total_variation(unit, contrast / float(unit.scale), 40),
+            "SIRT, phases flipped, iterations", [1, 2, 4, 8], lambda n: reconstructed(method="sirt", iterations=int(n))
         ),
+        Rung("least squares, phases flipped", [0.0], lambda _: reconstructed(method="least-squares")),
+        Rung("Wiener, phases flipped", [0.0], lambda _: reconstructed(method="wiener")),
+        Rung("TV, phases flipped", [0.0], lambda _: reconstructed(method="tv")),
+        Rung("least squares through the lens, weight", [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0], through_the_lens),
+        *with_priors(physics, contrast, float((1 / means).mean()), [0.3, 0.6, 1.0])[:1],
     ]
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     {"phantom": on_the_phantom, "scene": on_the_scene}[sys.argv[1] if len(sys.argv) > 1 else "phantom"]()

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,7 +44,8 @@ def measure(
     from cryosim.acquisition.series import TiltSeries
     from cryosim.acquisition.tilts import TiltScheme
     from cryosim.microscope.optics import Optics
-    from inverse.reconstruction import damped, designed, prepare, slabs
+    from inverse.preparation import prepare
+    from inverse.reconstruction import designed, fitted_design, slabs
     from inverse.streamed import reconstruct_to
 
     angles = torch.linspace(-EXTENT, EXTENT, TILTS, dtype=torch.float64)
@@ -55,9 +56,10 @@ def measure(
     found: dict[str, float] = {}
 
     start = time.perf_counter()
-    design = designed(series, method, thickness=thickness, bin=1, ctf="flip", filter="ramp", low_pass=None, weight=None)
-    images, noise = prepare(series)
-    design = damped(design, images, noise)
+    how: Any = {"bin": 1, "ctf": "flip", "low_pass": None}
+    design = designed(series, method, thickness=thickness, filter="ramp", weight=None, iterations=None, **how)
+    images, noise = prepare(series, **how)
+    design = fitted_design(design, images, noise)
     found["prepare"] = time.perf_counter() - start
     start = time.perf_counter()
     for _ in slabs(images, design):

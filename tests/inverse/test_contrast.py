@@ -10,7 +10,7 @@ import cryosim as cs
 from cryosim.core.fourier import band_limit
 from cryosim.microscope.optics import ctf
 from inverse.metrics.fsc import fsc
-from inverse.physics.contrast import ContrastProjection, EwaldProjection
+from inverse.physics.contrast import ContrastProjection, EwaldProjection, fading_by_tilt
 from inverse.solvers.linear import least_squares
 
 VOXEL = 2.0  # [Å]
@@ -129,6 +129,25 @@ def test_what_fades_is_weaker(generator):
     plain = ContrastProjection(ANGLES, (8, 12, 16), VOXEL, OPTICS)
     faded = ContrastProjection(ANGLES, (8, 12, 16), VOXEL, OPTICS, fading=lambda k2: 0 * k2 + strengths[:, None, None])
     torch.testing.assert_close(faded.A(volume), plain.A(volume) * strengths[:, None, None], rtol=0, atol=1e-12)
+
+
+def test_damage_fades_each_tilt_by_the_dose_before_it():
+    """A plane wave along y at the height 0 comes out weaker by what `cryosim.fading` leaves of its frequency."""
+    tilts = cs.TiltScheme.dose_symmetric(60, 30, 100.0)
+    damage, n, m = cs.Damage(), 16, 3
+    wave = torch.cos(2 * torch.pi * m * torch.arange(n, dtype=torch.float64) / n)
+    volume = torch.zeros(1, 1, 8, n, n, dtype=torch.float64)
+    volume[0, 0, 4] = wave[:, None]
+    left = fading_by_tilt(damage, tilts, 300.0)
+    plain, faded = (
+        ContrastProjection(tilts.angles, (8, n, n), VOXEL, OPTICS, grid="stretched", heights="none", fading=f).A(volume)
+        for f in (None, left)
+    )
+    k2 = torch.tensor((m / (n * VOXEL)) ** 2, dtype=torch.float64)
+    expected = torch.stack([cs.fading(damage, k2, tilts.moment(i), 300.0) for i in range(len(tilts))])
+    ratio = (faded * plain).sum((0, 1, 3, 4)) / plain.square().sum((0, 1, 3, 4))
+    torch.testing.assert_close(ratio, expected, rtol=1e-9, atol=0)
+    assert expected[-1] < 0.9 * expected[0]
 
 
 @pytest.mark.parametrize(("shape", "odd"), [((10, 12, 32), False), ((9, 11, 31), True)])

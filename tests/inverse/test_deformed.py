@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import cryosim as cs
+from cryosim.core.rotation import rotation_x
 from inverse.physics.contrast import ContrastProjection, EwaldProjection
 from inverse.physics.deformed import DeformedProjection, _spline
 
@@ -56,6 +57,20 @@ def test_matter_is_carried_along():
     assert (float(u), float(v)) == pytest.approx((1.1 * (x * c - y * s), 1.1 * (x * s + y * c)), abs=0.05)
 
 
+def test_the_specimen_may_be_tilted_about_x():
+    """A blob is seen where the blob at R_x r is seen, in each item of a batch by its own x-tilt."""
+    shape, centre = (24, 26, 26), torch.tensor([3.0, -4.0, 2.0], dtype=torch.float64)
+    tilts = torch.tensor([9.0, -30.0], dtype=torch.float64)
+    physics = DeformedProjection(ANGLES, shape, VOXEL, OPTICS, (36, 40), heights="none", x_tilt=tilts)
+    still = DeformedProjection(ANGLES, shape, VOXEL, OPTICS, (36, 40), heights="none")
+    seen = physics.A(blob(shape, centre.tolist())[None, None].expand(2, 1, *shape))
+    for i in range(2):
+        expected = still.A(blob(shape, (rotation_x(tilts[i]) @ centre).tolist())[None, None])
+        assert (seen[i] - expected[0]).norm() <= 2e-4 * expected.norm()
+    with pytest.raises(ValueError, match="x_tilt: expected a finite number"):
+        DeformedProjection(ANGLES, shape, VOXEL, OPTICS, x_tilt=float("nan"))
+
+
 def test_no_matter_is_lost_where_the_specimen_is_stretched(generator):
     deformation = 8 * torch.randn(3, 3, 3, 3, 4, generator=generator, dtype=torch.float64)
     lens = OPTICS.replace(phase_shift=90.0)
@@ -83,7 +98,9 @@ def test_adjoint(base, dtype, generator):
 
 
 @pytest.mark.parametrize("method", ["A", "A_adjoint"])
-@pytest.mark.parametrize("name", ["deformation", "axis_angles", "magnifications", "shifts", "angles", "defocus"])
+@pytest.mark.parametrize(
+    "name", ["deformation", "axis_angles", "magnifications", "shifts", "angles", "defocus", "x_tilt"]
+)
 def test_gradients(name, method, generator):
     shape = (5, 8, 9)
     physics = DeformedProjection(ANGLES, shape, VOXEL, OPTICS, deformation=torch.zeros(3, 3, 2, 2, 3))

@@ -5,20 +5,18 @@ import math
 import pytest
 import torch
 
-from inverse.physics.spectral import Grid
-from inverse.physics.tilt import TiltProjection
-from inverse.solvers.linear import least_squares
-from inverse.solvers.wiener import (
+from inverse.physics.gaussian import (
     GaussianModel,
-    estimate_model,
     marginal_log_likelihood,
-    posterior_samples,
-    posterior_std,
     prior_sample,
     score_and_information,
     slab,
-    wiener,
 )
+from inverse.physics.gaussian_estimate import estimate_model
+from inverse.physics.spectral import Grid
+from inverse.physics.tilt import TiltProjection
+from inverse.solvers.linear import least_squares
+from inverse.solvers.wiener import posterior_samples, posterior_std, wiener
 
 NODES = math.sqrt(0.75) * torch.linspace(0, 1, 20, dtype=torch.float64) ** 2
 
@@ -135,15 +133,30 @@ def test_interval_covers(shape, dtype, generator):
 
 @pytest.mark.parametrize("shape", [(16, 48, 48), (15, 45, 47)])
 def test_interval_of_an_estimated_model_covers(shape, generator):
-    """The same with the model from the same images, where their noise leaves the power at high frequency to be seen.
-
-    The interval does not know that the model is uncertain: with six times the noise the coverage strays to 87-93 %.
-    """
+    """The same with the model from the same images, where their noise leaves the power at high frequency to be seen."""
     physics, _, volume, images = make_scene(shape, 31, 12, generator, noise=1.0)
     result = wiener(physics, images)
     inside = volume.abs().amax((1, 2)) > 0
     error, std = (result.volume - volume)[inside], posterior_std(physics, result.model)[inside]
     assert 0.88 < float((error.abs() < 1.6449 * std).double().mean()) < 0.92
+
+
+@pytest.mark.slow
+def test_interval_of_an_estimated_model_covers_on_average_under_more_noise():
+    """With noise of 3.5 times the images' own variance the model is less certain than the interval takes it for.
+
+    Measured over 20 volumes: 90.4 % on average, with a deviation of 1.1 % from one to the next.
+    """
+    found = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        physics, _, volume, images = make_scene((16, 48, 48), 31, 12, generator, noise=6.0)
+        result = wiener(physics, images)
+        inside = volume.abs().amax((1, 2)) > 0
+        error, std = (result.volume - volume)[inside], posterior_std(physics, result.model)[inside]
+        found.append(float((error.abs() < 1.6449 * std).double().mean()))
+    assert 0.89 < sum(found) / 20 < 0.915
+    assert 0.875 < min(found) and max(found) < 0.93
 
 
 def test_model_and_interval_hold_on_the_camera_grid(generator):
@@ -269,6 +282,9 @@ def test_bad_arguments(generator):
     camera = TiltProjection(physics.angles[0], (4, 6, 8))
     with pytest.raises(ValueError, match='expected the grid "stretched"'):
         marginal_log_likelihood(images, camera.angles[0], camera.geometry, model)
+    turned = TiltProjection(physics.angles[0], (4, 6, 8), axis_angle=2.0)
+    with pytest.raises(ValueError, match="expected tilts about y alone"):
+        wiener(turned, images, model)
     two = TiltProjection(physics.angles.expand(2, -1), (4, 6, 8), grid="stretched")
     with pytest.raises(ValueError, match="one row that all items share"):
         wiener(two, images.expand(2, 1, -1, -1, -1))

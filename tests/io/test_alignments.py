@@ -249,11 +249,11 @@ def test_what_no_tilt_scheme_can_hold(tmp_path):
     write_aln(tmp_path / "s.aln", example(), 1.0, (9, 9))
     text = (tmp_path / "s.aln").read_text()
     refused("s.aln", text.replace("RawSize = 9 9 5", "RawSize = 9 9 6"), "all 6 of the stack")
-    refused("s.aln", text.replace("1.00000", "1.01000", 1), "GMAG")
+    refused("s.aln", text.replace("1.00000", "1.10000", 1), "GMAG: expected what displaces by")
     refused("s.aln", "nothing", "an alignment of AreTomo")
     write_warp(tmp_path / "s.xml", example(), 1.0, (9, 9), (8, 8, 8))
     text = (tmp_path / "s.xml").read_text()
-    refused("s.xml", text.replace("<TiltSeries ", '<TiltSeries LevelAngleX="2" '), "a levelled specimen")
+    refused("s.xml", text.replace("<TiltSeries ", '<TiltSeries LevelAngleX="91" '), "LevelAngleX: expected angles")
     refused("s.xml", text[:200], "a tilt series of Warp")
     write_relion(tmp_path / "t.star", example(), OPTICS, 1.0, (8, 8, 8), name="s", stack="s.mrc")
     star = tmp_path / "tilt_series/s.star"
@@ -271,8 +271,13 @@ def test_what_no_tilt_scheme_can_hold(tmp_path):
 def test_patches_are_left_behind(tmp_path):
     write_aln(tmp_path / "s.aln", example(), 1.0, (9, 9))
     text = (tmp_path / "s.aln").read_text().replace("NumPatches = 0", "NumPatches = 4")
-    (tmp_path / "s.aln").write_text(text + "   0   0     1.00      2.00      0.10      0.20   1.0\n")
-    with pytest.warns(UserWarning, match="4 local patches are left behind"):
+    rows = [f"{z:4d}{p:4d}     1.00      2.00      0.12      0.16   1.0\n" for z in range(5) for p in range(4)]
+    rows[7] = "   1   3     1.00      2.00     50.00     50.00   0.0\n"  # AreTomo itself does not rely on it
+    (tmp_path / "s.aln").write_text(text + "".join(rows))
+    with pytest.warns(UserWarning, match="Local Alignment: the shifts of 4 patches, up to 0.2 Å, is left behind"):
+        read_alignment(tmp_path / "s.aln", pixel_size=1.0)
+    (tmp_path / "s.aln").write_text(text + "".join(rows[:-1]))
+    with pytest.raises(FormatError, match="Local Alignment: expected 20 rows, one for each of 4 patches .* got 19"):
         read_alignment(tmp_path / "s.aln", pixel_size=1.0)
 
 

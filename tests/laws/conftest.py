@@ -29,6 +29,22 @@ def _tilt(volume, n_tilts=9, image=None, **options) -> Case:
     return Case(make, volume, (n_tilts, *(image or volume[1:])), ("angles",))
 
 
+def _placed(volume, n_tilts=3, image=None, shifts_only=False, **options) -> Case:
+    """In the microscope's whole geometry, with another value in each tilt."""
+    angles = torch.linspace(-60, 57, n_tilts, dtype=torch.float64)
+    shifts = torch.stack([1.3 * torch.sin(angles), 0.4 + 0.7 * torch.cos(angles)], 1)
+    setting: dict = {"shifts": shifts}
+    if not shifts_only:
+        sizes = torch.linspace(0.96, 1.05, n_tilts, dtype=torch.float64)
+        turns = torch.linspace(80.0, 86.0, n_tilts, dtype=torch.float64)
+        setting |= {"axis_angle": turns, "magnifications": sizes, "x_tilt": -7.0}
+
+    def make(**more) -> TiltProjection:
+        return TiltProjection(angles, volume, image, **(setting | options | more))
+
+    return Case(make, volume, (n_tilts, *(image or volume[1:])), ("angles", *setting))
+
+
 def _contrast(volume, n_tilts=5, image=None, **options) -> Case:
     """Volts at which a projection through the lens is about as strong as one without."""
     angles = torch.linspace(-60, 57, n_tilts, dtype=torch.float64)
@@ -52,6 +68,11 @@ OPERATORS = {
     "tilt stretched, even": _tilt((8, 4, 16), grid="stretched"),
     "tilt stretched, odd": _tilt((7, 3, 15), grid="stretched"),
     "tilt stretched, unit norm": _tilt((9, 3, 12), grid="stretched", normalize=True),
+    "tilt camera, placed, even": _placed((4, 4, 6)),
+    "tilt camera, placed, odd, unit norm": _placed((3, 5, 5), image=(7, 6), normalize=True),
+    "tilt camera, shifts, quarter turn": _placed((4, 5, 6), shifts_only=True, axis_angle=90.0),
+    "tilt stretched, shifts, even": _placed((6, 4, 12), shifts_only=True, grid="stretched"),
+    "tilt stretched, shifts, odd": _placed((7, 5, 11), shifts_only=True, grid="stretched"),
     "contrast camera, plane, even": _contrast((6, 8, 12)),
     "contrast camera, plane, odd, large image": _contrast((5, 7, 9), image=(9, 13)),
     "contrast camera, no heights": _contrast((6, 7, 10), heights="none"),
