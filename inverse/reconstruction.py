@@ -39,6 +39,7 @@ HALO = {"tv": 16, "wiener": 32}
 """Rows on both sides of a slab that a method sees and does not keep; those not named here need none."""
 _ROWS = 64
 _ITERATIONS = {"sirt": 10, "tv": 100}
+_ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
 _FITTED_ROWS = 256  # from which the model of the Wiener filter, and the weight of total variation, are found
 _NOISE_SAMPLES = 2**15  # of each layer, by which the deviation of noise is measured
 _DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
@@ -287,7 +288,8 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
     physics = _projection(design, seen.shape[1])
     if design.method == "wiener":
         model = estimate_model(physics, seen).model
-        parts = (model.spectrum, model.frequencies, model.noise, model.thickness[None])
+        thickness = (_ROOM * model.thickness).clamp_max(design.shape[0] + 1)
+        parts = (model.spectrum, model.frequencies, model.noise, thickness[None])
         return design._replace(model=tuple(tuple(part.tolist()) for part in parts))
     if math.isnan(design.weight):
         faded = float(faded_edges(torch.ones(design.shape[1:]))[few].square().mean())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import cryosim as cs
 import inverse as inv
 
 ANGLES = torch.linspace(-60, 60, 9, dtype=torch.float64)
@@ -19,7 +20,7 @@ def best_in_krylov_space(physics, images, iterations):
         v = physics.A_adjoint(physics.A(basis[-1]))
     seen = torch.stack([physics.A(q).flatten() for q in basis], 1)
     weights = torch.linalg.lstsq(seen, images.flatten()[:, None]).solution[:, 0]
-    return sum(w * q for w, q in zip(weights, basis, strict=True))
+    return torch.stack([w * q for w, q in zip(weights, basis, strict=True)]).sum(0)
 
 
 @pytest.mark.parametrize("solver", [inv.cgls, inv.lsqr])
@@ -48,9 +49,35 @@ def test_items_of_a_batch_do_not_mix(solver, dtype, generator):
         assert float((one - alone).norm()) < (1e-3 if dtype == torch.float32 else 1e-9) * float(alone.norm())
 
 
+@pytest.mark.parametrize("solver", [inv.cgls, inv.lsqr])
+def test_an_empty_item_stays_empty_and_leaves_the_others_alone(solver, generator):
+    physics = inv.TiltProjection(ANGLES, (7, 5, 12))
+    images = torch.randn(3, 1, 9, 5, 12, generator=generator, dtype=torch.float64)
+    images[1] = 0
+    found = solver(physics, images, iterations=4)
+    assert float(found[1].abs().max()) == 0
+    for i in (0, 2):
+        torch.testing.assert_close(found[i], solver(physics, images[i : i + 1], iterations=4)[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [inv.cgls, inv.lsqr])
+def test_through_the_lens_too(solver, generator):
+    """With the contrast transfer as operator, the residual falls with the iterations."""
+    optics = cs.Optics(300.0, 8000.0, amplitude_contrast=0.07)
+    physics = inv.ContrastProjection(ANGLES, (6, 7, 12), 6.0, optics)
+    images = 1e-3 * torch.randn(9, 7, 12, generator=generator, dtype=torch.float64)
+    left = [
+        float((physics.A(solver(physics, images, iterations=n)[None, None]) - images).norm()) for n in (1, 2, 4, 8, 16)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 0.9 * float(images.norm())
+
+
 def test_bad_input_is_refused():
     physics = inv.TiltProjection(ANGLES, (7, 5, 12))
     with pytest.raises(ValueError, match="iterations"):
         inv.cgls(physics, torch.zeros(9, 5, 12), iterations=0)
+    with pytest.raises(ValueError, match="finite"):
+        inv.lsqr(physics, torch.full((9, 5, 12), torch.nan))
     with pytest.raises(ValueError, match="images"):
         inv.lsqr(physics, torch.zeros(9, 5, 11))
