@@ -3,7 +3,8 @@
 Tilted about y, row y of the volume depends on row y of the images alone. So the images are prepared once, in two
 dimensions and tilt by tilt, and the volume is made in slabs of rows whose memory does not grow with the tomogram.
 Back-projection, least squares and SIRT do not couple rows, so their slabs need no margin. Total variation and the
-Wiener filter do, by what they expect of the specimen: their slabs are made with `HALO` more rows on both sides.
+Wiener filter do, by what they expect of the specimen: their slabs are made with `HALO` more rows on both sides, and
+what they expect is found once, from rows in the middle.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ HALO = {"tv": 16, "wiener": 32}
 _ROWS = 64
 _ITERATIONS = {"sirt": 10, "tv": 100}
 _ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
-_FITTED_ROWS = 256  # from which the model of the Wiener filter, and the weight of total variation, are found
+_VOXELS_AT_ONCE = 2**26  # of total variation and the Wiener filter, which take some 60 bytes for each
+_MOST_VOXELS = 2**28  # of a slab, for methods that keep it in memory
 _NOISE_SAMPLES = 2**15  # of each layer, by which the deviation of noise is measured
 _DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
 
@@ -161,15 +163,16 @@ def reconstruct(
     Raises
     ------
     ValueError
-        For an unknown method, a number out of bounds, or images that hold no electrons.
+        For an unknown method, a number out of bounds, images that hold no electrons, or a slab that is too large for
+        the memory that SIRT, total variation and the Wiener filter take.
     """
     how: Any = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
     design = designed(series, method, thickness=thickness, filter=filter, weight=weight, iterations=iterations, **how)
     images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
     design = fitted_design(design, images, noise)
     values = images.new_empty(design.shape)
-    rows_at_once = design.shape[1] if method in HALO else None
-    for rows, layers, block in slabs(images, design, rows=rows_at_once):
+    at_once = method in HALO and math.prod(design.shape) <= _VOXELS_AT_ONCE
+    for rows, layers, block in slabs(images, design, rows=design.shape[1] if at_once else None):
         values[layers, rows] = block
         if progress and layers.stop == design.shape[0]:
             progress(rows.stop, design.shape[1])
@@ -269,6 +272,15 @@ def designed(
             "Check its unit, or raise bin."
         )
     shape = (max(1, round(thickness / voxel)), rows, width)
+    if (
+        method not in ("wbp", "least-squares")
+        and shape[0] * min(rows, _ROWS + 2 * HALO.get(method, 0)) * width > _MOST_VOXELS
+    ):
+        raise ValueError(
+            f"reconstruct: method {method}: expected a slab of rows to have at most {_MOST_VOXELS:.3g} voxels, as it "
+            f"takes some 60 bytes for each; layers of {width} and a depth of {shape[0]} have more. Raise bin, or lower "
+            "the thickness."
+        )
     given = weight if weight is not None and method in ("least-squares", "tv") else math.nan
     steps = int(iterations or _ITERATIONS[method]) if method in _ITERATIONS else 0
     return Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, float(given), steps)
@@ -282,8 +294,9 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
         return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
     if design.method not in HALO:
         return design
-    height = design.shape[1]
-    few = slice(max(0, height // 2 - _FITTED_ROWS // 2), min(height, height // 2 + _FITTED_ROWS // 2))
+    depth, height, width = design.shape
+    n = min(height, max(32, min(256, _VOXELS_AT_ONCE // (depth * width))))
+    few = slice((height - n) // 2, (height - n) // 2 + n)
     seen = images[:, few]
     physics = _projection(design, seen.shape[1])
     if design.method == "wiener":

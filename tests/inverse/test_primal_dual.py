@@ -128,18 +128,31 @@ def test_where_it_ends_does_not_depend_on_the_units(generator):
     assert distance(volumes[2], volumes[0]) < 1e-9
 
 
-def test_going_on_is_the_same_as_not_stopping(generator):
+def test_where_it_went_on_from_is_left_alone_and_near(generator):
     physics = inv.TiltProjection(ANGLES, SHAPE)
     images, noise = noisy(physics, blocks(), generator)
     for prior in (TotalVariation(), GeneralizedVariation(2.0)):
-        how: dict[str, Any] = {"noise": noise, "tolerance": 1e-12}
-        once = primal_dual(physics, images, [(prior, 1.0)], iterations=20, **how)
-        half = primal_dual(physics, images, [(prior, 1.0)], iterations=10, **how)
-        before = half.volume.clone()
-        again = primal_dual(physics, images, [(prior, 1.0)], iterations=10, start=half, **how)
-        torch.testing.assert_close(again.volume, once.volume, rtol=0, atol=1e-12)
-        assert torch.equal(half.volume, before)
-        assert once.change.shape == (20, 1)
+        first = primal_dual(physics, images, [(prior, 1.0)], noise=noise, iterations=200)
+        copies = [first.volume.clone(), *(u.clone() for u in first.fields[0])]
+        again = primal_dual(physics, images, [(prior, 1.0)], noise=noise, iterations=200, start=first)
+        assert again.iterations <= 5 < first.iterations < 200
+        assert all(torch.equal(a, b) for a, b in zip(copies, [first.volume, *first.fields[0]], strict=True))
+        assert first.change.shape == (first.iterations, 1)
+
+
+def test_constraints_alone(generator):
+    """Least squares of volumes that are positive, in a support: the slope vanishes where the volume is free."""
+    physics = inv.TiltProjection(ANGLES[::3], (4, 5, 6))
+    images, noise = noisy(physics, blocks()[..., 2:6, 2:7, 3:9].contiguous(), generator)
+    mask = torch.ones(4, 5, 6)
+    mask[0] = 0
+    priors = [(Constraint(Positivity()), 1.0), (Constraint(Support(mask)), 1.0)]
+    x = primal_dual(physics, images, priors, noise=noise, iterations=300, tolerance=1e-9).volume
+    slope = physics.A_adjoint(physics.A(x) - images) / physics.A_adjoint(images).abs().max()
+    free = x > 1e-6
+    assert 10 < int(free.sum()) < 80  # of 90 in the support
+    assert float(slope[free].abs().max()) < 1e-6
+    assert float(slope[~free & (mask > 0)].min()) > -1e-6
 
 
 def test_it_stops_where_it_was_told_and_says_how_far_it_is(generator):
@@ -196,14 +209,13 @@ def test_items_of_a_batch_are_solved_each_for_itself(method, dtype, generator):
     physics = inv.TiltProjection(ANGLES[::2].to(dtype), shape)
     images, noise = noisy(physics, blocks(dtype)[..., 2:8, 2:9, 3:12].contiguous(), generator)
     both = torch.cat([images, images.flip(3)])
-    how: dict[str, Any] = {"noise": noise, "iterations": 150, "tolerance": 1e-5}
+    how: dict[str, Any] = {"noise": noise, "iterations": 300 if method is inv.tgv else 100, "tolerance": 1e-5}
     together = method(physics, both, torch.tensor([1.0, 4.0]), **how)
     assert together.dtype == dtype
     assert together.shape == (2, 1, *shape)
-    for i, weight in enumerate((1.0, 4.0)):
-        alone = method(physics, both[i, 0], weight, **how)
-        assert alone.shape == shape
-        assert distance(together[i, 0], alone) < 0.01
+    alone = method(physics, both[1, 0], 4.0, **how)
+    assert alone.shape == shape
+    assert distance(together[1, 0], alone) < 0.01
 
 
 def test_through_the_lens_too(generator):
@@ -223,7 +235,7 @@ def test_the_largest_eigenvalue(generator):
     like = torch.zeros(40, dtype=torch.float64)
     exact = float(torch.linalg.eigvals(b @ a).real.max())
     assert _largest_eigenvalue(lambda x: a @ x, lambda x: b @ x, like, 20) == pytest.approx(exact, rel=1e-3)
-    assert _largest_eigenvalue(lambda x: a @ x, lambda x: b @ x, like, 8) == pytest.approx(exact, rel=0.05)
+    assert _largest_eigenvalue(lambda x: a @ x, lambda x: b @ x, like, 6) == pytest.approx(exact, rel=0.1)
     counted = []
     inverse = torch.linalg.inv(b)
     one = _largest_eigenvalue(lambda x: counted.append(x) or b @ x, lambda x: inverse @ x, like)

@@ -383,6 +383,13 @@ def test_what_cannot_be_meant_is_refused(arguments, said):
         reconstruct(SERIES, **({"thickness": 60.0} | arguments))
 
 
+def test_a_slab_that_would_not_fit_is_refused_before_anything_is_made():
+    wide = TiltSeries(torch.empty(1, 1, 1).expand(3, 200, 4096), 2.0, scheme(-20.0, 0.0, 20.0), LENS)
+    for method in ("sirt", "tv", "wiener"):
+        with pytest.raises(ValueError, match="Raise bin, or lower"):
+            reconstruct(wide, method, thickness=4096.0 * 2)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_images_that_are_not_finite_are_refused(value):
     images = SERIES.images.clone()
