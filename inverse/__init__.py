@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from inverse.solvers.linear import wbp as wbp
     from inverse.solvers.nonlinear import gauss_newton as gauss_newton
     from inverse.solvers.primal_dual import primal_dual as primal_dual
-    from inverse.solvers.primal_dual import tgv as tgv
-    from inverse.solvers.primal_dual import tv as tv
-    from inverse.solvers.primal_dual import wavelets as wavelets
+    from inverse.solvers.regularised import matching_weight as matching_weight
+    from inverse.solvers.regularised import tgv as tgv
+    from inverse.solvers.regularised import tv as tv
+    from inverse.solvers.regularised import wavelets as wavelets
     from inverse.solvers.sirt import sirt as sirt
     from inverse.solvers.wiener import Wiener as Wiener
     from inverse.solvers.wiener import posterior_samples as posterior_samples
@@ -75,7 +76,8 @@ _HOMES = {
     "solvers.krylov": ["cgls", "lsqr"],
     "solvers.linear": ["least_squares", "wbp"],
     "solvers.nonlinear": ["gauss_newton"],
-    "solvers.primal_dual": ["primal_dual", "tgv", "tv", "wavelets"],
+    "solvers.primal_dual": ["primal_dual"],
+    "solvers.regularised": ["matching_weight", "tgv", "tv", "wavelets"],
     "solvers.sirt": ["sirt"],
     "solvers.wiener": ["Wiener", "posterior_samples", "posterior_std", "wiener"],
     "streamed": ["reconstruct_to"],

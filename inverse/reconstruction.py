@@ -31,7 +31,8 @@ from inverse.physics.wedge import LEAST_CUTOFF, projector
 from inverse.preparation import Correction, faded_edges, frame_shape, prepare
 from inverse.priors.classic import TotalVariation
 from inverse.solvers.linear import Filter, wbp_filter
-from inverse.solvers.primal_dual import matching_weight, primal_dual
+from inverse.solvers.primal_dual import primal_dual
+from inverse.solvers.regularised import matching_weight
 from inverse.solvers.sirt import sirt
 from inverse.solvers.wiener import posterior_std, wiener
 

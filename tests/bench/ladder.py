@@ -26,7 +26,7 @@ from cryosim.io.examples import example_path
 from cryosim.specimen.potential_volume import potential_volume
 from inverse.physics.base import TiltPhysics
 from inverse.priors.classic import GeneralizedVariation, Prior, TotalVariation, Wavelets
-from inverse.solvers.primal_dual import matching_weight
+from inverse.solvers.regularised import matching_weight
 
 SHAPE = (64, 128, 128)
 ANGLES = torch.linspace(-60, 60, 41)

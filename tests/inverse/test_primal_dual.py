@@ -19,7 +19,8 @@ from inverse.priors.classic import (
     TotalVariation,
     Wavelets,
 )
-from inverse.solvers.primal_dual import _largest_eigenvalue, matching_weight, primal_dual
+from inverse.solvers.primal_dual import _largest_eigenvalue, primal_dual
+from inverse.solvers.regularised import matching_weight
 
 ANGLES = torch.linspace(-60, 60, 15, dtype=torch.float64)
 SHAPE = (10, 17, 18)
