@@ -5,13 +5,16 @@ dimensions and tilt by tilt, and the volume is made in slabs of rows whose memor
 Back-projection, least squares and SIRT do not couple rows, so their slabs need no margin. Total variation and the
 Wiener filter do, by what they expect of the specimen: their slabs are made with `HALO` more rows on both sides, and
 what they expect is found once, from rows in the middle.
+
+Operators, and solvers that take one, are imported where they are needed: they bring deepinv, which takes seconds to
+load, and back-projection and least squares do without.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch.nn import functional
@@ -22,19 +25,15 @@ from cryosim.core.record import Record, item
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import Optics
 from inverse.physics.closed_form import gram_solver, largest_eigenvalue
-from inverse.physics.gaussian import GaussianModel
-from inverse.physics.gaussian_estimate import estimate_model
 from inverse.physics.rows import LAYERS, Block, backproject_rows, row_backprojection
 from inverse.physics.spectral import TiltGeometry, project, tilt_geometry
-from inverse.physics.tilt import TiltProjection
 from inverse.physics.wedge import LEAST_CUTOFF, projector
 from inverse.preparation import Correction, faded_edges, frame_shape, prepare
-from inverse.priors.classic import TotalVariation
 from inverse.solvers.linear import Filter, wbp_filter
-from inverse.solvers.primal_dual import primal_dual
-from inverse.solvers.regularised import matching_weight
-from inverse.solvers.sirt import sirt
-from inverse.solvers.wiener import posterior_std, wiener
+
+if TYPE_CHECKING:
+    from inverse.physics.gaussian import GaussianModel
+    from inverse.physics.tilt import TiltProjection
 
 Method = Literal["wbp", "least-squares", "sirt", "tv", "wiener"]
 HALO = {"tv": 16, "wiener": 32}
@@ -295,6 +294,10 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
         return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
     if design.method not in HALO:
         return design
+    from inverse.physics.gaussian_estimate import estimate_model
+    from inverse.priors.classic import TotalVariation
+    from inverse.solvers.regularised import matching_weight
+
     depth, height, width = design.shape
     n = min(height, max(32, min(256, _VOXELS_AT_ONCE // (depth * width))))
     few = slice((height - n) // 2, (height - n) // 2 + n)
@@ -372,6 +375,11 @@ def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.T
 
 def _solved(design: Design, images: torch.Tensor) -> torch.Tensor:
     """The volume (z, row, x) of images (tilt, row, u), by the methods that make it at once."""
+    from inverse.priors.classic import TotalVariation
+    from inverse.solvers.primal_dual import primal_dual
+    from inverse.solvers.sirt import sirt
+    from inverse.solvers.wiener import wiener
+
     physics = _projection(design, images.shape[1])
     if design.method == "sirt":
         return sirt(physics, images, iterations=design.iterations)
@@ -383,11 +391,15 @@ def _solved(design: Design, images: torch.Tensor) -> torch.Tensor:
 
 
 def _projection(design: Design, rows: int) -> TiltProjection:
+    from inverse.physics.tilt import TiltProjection
+
     depth, _, width = design.shape
     return TiltProjection(torch.tensor(design.angles, dtype=torch.float64), (depth, rows, width))
 
 
 def _model(design: Design) -> GaussianModel:
+    from inverse.physics.gaussian import GaussianModel
+
     assert design.model is not None
     spectrum, frequencies, noise, (thickness,) = (torch.tensor(part, dtype=torch.float64) for part in design.model)
     return GaussianModel(spectrum, frequencies, noise, thickness)
@@ -405,6 +417,8 @@ def deviation(
     if design.method == "tv":
         return None
     if design.method == "wiener":
+        from inverse.solvers.wiener import posterior_std
+
         physics = _projection(design, 64)
         return posterior_std(physics, _model(design))[:, 0, 0].to(dtype)
     depth, _, width = design.shape

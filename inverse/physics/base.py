@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from deepinv.physics import LinearPhysics
-from torch.nn import functional
+
+from inverse.physics.spectral import fitted
 
 
 class TiltPhysics(LinearPhysics):
@@ -163,12 +164,3 @@ def expect(operator: object, given: torch.Tensor, shape: Sequence[int], what: st
         raise ValueError(
             f"{type(operator).__name__}: expected {what} with the last sizes {tuple(shape)}, got {tuple(given.shape)}."
         )
-
-
-def fitted(values: torch.Tensor, n: int, axis: int) -> torch.Tensor:
-    """Values cut or padded with zeros to `n` samples along the axis -2 or -1, about the centre n // 2."""
-    before = n // 2 - values.shape[axis] // 2
-    after = n - values.shape[axis] - before
-    if not (before or after):
-        return values
-    return functional.pad(values, (before, after) if axis == -1 else (0, 0, before, after))

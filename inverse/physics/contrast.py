@@ -14,7 +14,7 @@ from cryosim.core.fourier import fast_length
 from cryosim.core.record import differentiated, hidden
 from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
 from cryosim.specimen.damage import Damage, fading
-from inverse.physics.base import TiltPhysics, expect, fitted
+from inverse.physics.base import TiltPhysics, expect
 from inverse.physics.closed_form import (
     Damped,
     backproject_filtered,
@@ -24,7 +24,7 @@ from inverse.physics.closed_form import (
 )
 from inverse.physics.contrast_inverse import contrast_solver, edgeless_inverse, lens_transfer
 from inverse.physics.heights import Fading, Imaging, heights, node_counts, see, see_adjoint, transfers
-from inverse.physics.spectral import Grid, TiltGeometry, tilt_geometry
+from inverse.physics.spectral import Grid, TiltGeometry, fitted, tilt_geometry
 
 Heights = Literal["none", "plane", "all"]
 LENS = ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
@@ -337,6 +337,27 @@ class ContrastProjection(TiltPhysics):
         return lambda volumes: (
             torch.stack([torch.stack([act(v) for v in item]) for item in volumes]) * self.scale.to(like) ** 2
         )
+
+    def open_sided(self, images: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """Damped least squares of specimens that reach on beyond the volume, on the camera grid: see `least_squares`.
+
+        Images (batch, channel, tilt, y, x), each of the defocus at the box centre; the `damping` () belongs to the
+        operator without its scale.
+        """
+        rows, width = self.padded_shape
+        several = max(len(getattr(self, name)) for name in self.parameter_names)
+        if several not in (1, len(images)):
+            raise ValueError(f"least_squares: expected parameters of one or {len(images)} items, got {several}.")
+        volumes, action = [], None
+        for i, item in enumerate(images * self.scale.to(images)):
+            angles = self._of("angles", i)
+            if action is None or several > 1:
+                transfer = lens_transfer(self, rows, i if several > 1 else 0).permute(2, 0, 1)  # (k, tilt, ky)
+                action = contrast_solver(angles, damping, self.geometry, transfer[: self.geometry.n_frequencies])
+            padded = fitted(fitted(item, rows, -2), width, -1)
+            made = [backproject_filtered(stack, angles, self.geometry, action) for stack in padded]
+            volumes.append(self.fit_rows(torch.stack(made)))
+        return torch.stack(volumes)
 
     def _is_closed(self) -> bool:
         """Whether least squares is a closed form: periodic images of the volume's rows, each of one defocus."""

@@ -129,6 +129,19 @@ class DeformedProjection(ContrastProjection):
         turned = (u * torch.sin(turn) + y * torch.cos(turn), u * torch.cos(turn) - y * torch.sin(turn))
         return magnified * torch.stack([t.flatten() for t in turned], 1)
 
+    def open_sided(self, images: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """Refused: a deformed specimen has no closed form.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(
+            "least_squares: open sides have a closed form for tilts and lens only, got a DeformedProjection; take "
+            "open_sides=False."
+        )
+
     def _imaging(self, item: int, dtype: torch.dtype) -> Imaging:
         return super()._imaging(item, dtype)._replace(item=item)
 

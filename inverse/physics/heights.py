@@ -37,8 +37,7 @@ import torch
 
 from cryosim.core.constants import interaction_constant, wavelength
 from cryosim.microscope.optics import Number, Optics, ctf, per_image
-from inverse.physics.base import fitted
-from inverse.physics.spectral import TiltGeometry, backproject, cosines, project, slopes
+from inverse.physics.spectral import TiltGeometry, backproject, cosines, fitted, project, slopes
 
 _MOST = 256  # nodes
 

@@ -13,8 +13,9 @@ from cryosim.microscope.imaging import image
 from cryosim.microscope.optics import Optics, check_per_tilt, largest_displacement
 from cryosim.microscope.scattering import multislice
 from cryosim.specimen.potential import Slices
-from inverse.physics.base import expect, fitted
+from inverse.physics.base import expect
 from inverse.physics.contrast import LENS, EwaldProjection
+from inverse.physics.spectral import fitted
 from inverse.physics.turn import turned
 
 

@@ -24,8 +24,7 @@ from typing import NamedTuple
 import torch
 
 from cryosim.core.fourier import dirichlet_kernel, positions
-from inverse.physics.base import fitted
-from inverse.physics.spectral import Placement, TiltGeometry, backproject, project, tilt_geometry
+from inverse.physics.spectral import Placement, TiltGeometry, backproject, fitted, project, tilt_geometry
 from inverse.physics.turn import quarter_turns, turned_planes
 
 Volumes = Callable[[torch.Tensor], torch.Tensor]

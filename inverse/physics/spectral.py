@@ -315,3 +315,12 @@ def _turn(turns: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     """cos and sin of 2 pi `turns` (float64) in `dtype`, reduced to half a turn first."""
     phase = ((turns - turns.detach().round()) * (2 * torch.pi)).to(dtype)
     return torch.cos(phase), torch.sin(phase)
+
+
+def fitted(values: torch.Tensor, n: int, axis: int) -> torch.Tensor:
+    """Values cut or padded with zeros to `n` samples along the axis -2 or -1, about the centre n // 2."""
+    before = n // 2 - values.shape[axis] // 2
+    after = n - values.shape[axis] - before
+    if not (before or after):
+        return values
+    return torch.nn.functional.pad(values, (before, after) if axis == -1 else (0, 0, before, after))

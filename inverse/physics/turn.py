@@ -17,7 +17,7 @@ import math
 import torch
 
 from cryosim.core.fourier import fast_length, shifted
-from inverse.physics.base import fitted
+from inverse.physics.spectral import fitted
 
 
 def turned(volume: torch.Tensor, angle: torch.Tensor, depth: int, width: int) -> torch.Tensor:

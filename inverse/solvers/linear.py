@@ -8,11 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 from cryosim.core.fourier import band_limit
-from inverse.physics.base import fitted
 from inverse.physics.closed_form import backproject_filtered, gram_matrices, gram_solver
-from inverse.physics.contrast import ContrastProjection
-from inverse.physics.contrast_inverse import contrast_solver, lens_transfer
-from inverse.physics.deformed import DeformedProjection
 from inverse.physics.spectral import TiltGeometry, cosines, frequencies, resolved
 
 Filter = Literal["ramp", "exact"]
@@ -102,8 +98,9 @@ def least_squares(
     if not float(weight) > 0:
         raise ValueError(f"least_squares: expected a positive weight, got {float(weight)}.")
     damping = torch.as_tensor(weight, dtype=torch.float64) * physics.scale**2
-    if open_sides and isinstance(physics, ContrastProjection) and physics.grid == "camera":
-        volume = _open_sided(physics, batch, damping)
+    through_the_lens = getattr(physics, "open_sided", None)
+    if open_sides and through_the_lens and physics.geometry.grid == "camera":
+        volume = through_the_lens(batch, damping)
     elif open_sides and physics.geometry.grid == "camera":
         volume = _each_item(physics, batch, lambda angles: gram_solver(angles, damping, physics.geometry))
     else:
@@ -168,29 +165,6 @@ def _each_item(
         volume = backproject_filtered(rows, tilts, physics.geometry, action_for(tilts))
         volumes.append(volume.unflatten(1, (item.shape[0], -1)).movedim(1, 0))
     return torch.stack(volumes) * physics.scale.to(batch)
-
-
-def _open_sided(physics: ContrastProjection, batch: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
-    """Volumes of contrast on the camera grid, of one defocus an image, on the whole field on which the lens acts."""
-    if isinstance(physics, DeformedProjection):
-        raise ValueError(
-            "least_squares: open sides have a closed form for tilts and lens only, got a DeformedProjection; take "
-            "open_sides=False."
-        )
-    rows, width = physics.padded_shape
-    several = max(len(getattr(physics, name)) for name in physics.parameter_names)
-    if several not in (1, len(batch)):
-        raise ValueError(f"least_squares: expected parameters of one or {len(batch)} items, got {several}.")
-    volumes, action = [], None
-    for i, item in enumerate(batch * physics.scale.to(batch)):
-        angles = physics.angles[i if len(physics.angles) > 1 else 0]
-        if action is None or several > 1:
-            transfer = lens_transfer(physics, rows, i if several > 1 else 0).permute(2, 0, 1)  # (k, tilt, ky)
-            action = contrast_solver(angles, damping, physics.geometry, transfer[: physics.geometry.n_frequencies])
-        padded = fitted(fitted(item, rows, -2), width, -1)
-        made = [backproject_filtered(stack, angles, physics.geometry, action) for stack in padded]
-        volumes.append(physics.fit_rows(torch.stack(made)))
-    return torch.stack(volumes)
 
 
 def as_batch(physics: ImageOperator, images: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -38,7 +38,8 @@ def off(a, b):
 def test_an_isolated_specimen_as_by_iterations(shape, heights, dtype, generator):
     """Measured off by at most 0.14 % in the specimen's part of the volume, and 0.68 % in all of it.
 
-    The defocus gradient that `heights="plane"` has makes no difference to that at this size.
+    Of 20 other specimens, with `heights="none"`, by up to 0.22 % and 1.1 %. The defocus gradient that `heights="plane"`
+    has makes no difference to that at this size.
     """
     volume = blobs(shape, (6, 12, 12), generator)
     physics = ContrastProjection(ANGLES, shape, VOXEL, OPTICS, (60, 60), heights=heights)
@@ -50,6 +51,25 @@ def test_an_isolated_specimen_as_by_iterations(shape, heights, dtype, generator)
     middle = (slice(3, -3), slice(9, -9), slice(9, -9))
     assert off(found[middle], expected[middle]) < 0.002
     assert off(found, expected) < 0.008
+
+
+def test_only_the_sides_tell_it_from_iterations(generator):
+    """The one lets the volume's sides stand open, the other has nothing beyond them: far from them both agree.
+
+    Measured in the specimen's part of volumes of 32, 44 and 56 voxels, over five specimens: 0.13 to 0.21 %, 0.025 to
+    0.032 % and 0.010 to 0.014 %.
+    """
+    differences = []
+    for width in (32, 56):
+        shape = (12, width, width)
+        volume = blobs(shape, (6, 12, 12), generator.manual_seed(5))
+        physics = ContrastProjection(ANGLES, shape, VOXEL, OPTICS, (60, 60), heights="none")
+        images = physics.A(volume[None, None])[0, 0]
+        weight = 0.01 * float(physics.squared_norm())
+        found, expected = (least_squares(physics, images, weight, open_sides=o) for o in (True, False))
+        middle = (slice(3, -3), *[slice(width // 2 - 7, width // 2 + 7)] * 2)
+        differences.append(off(found[middle], expected[middle]))
+    assert differences[1] < 2e-4 and differences[1] < 0.2 * differences[0]
 
 
 def test_a_specimen_that_reaches_on(generator):
