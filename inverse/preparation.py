@@ -60,7 +60,7 @@ def prepared_images(
     image : tensor (y, x)
         Of one tilt [V·voxel].
     noise : tensor ()
-        Variance of its pixels by counting statistics [V^2·voxel^2].
+        Variance of its pixels by counting statistics, before the edges fade and `low_pass` [V^2·voxel^2].
     """
     if ctf not in get_args(Correction):
         raise ValueError(f'reconstruct: expected the ctf "flip", "wiener" or "none", got {ctf!r}.')
@@ -73,7 +73,7 @@ def prepared_images(
             UserWarning,
             stacklevel=2,
         )
-    dtype = series.images.dtype if series.images.is_floating_point() else torch.float32
+    dtype = torch.float64 if series.images.dtype == torch.float64 else torch.float32
     sides = frame_shape(series, 1)
     cut = [resampling_matrix(n, n // bin, float(bin), dtype=dtype) for n in sides] if bin > 1 else []
     correction = None
@@ -139,9 +139,21 @@ def faded_edges(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
     """Images brought to zero by cosine edges, `fraction` of each side wide."""
     for axis in (-2, -1):
         n = images.shape[axis]
+        if n == 1:
+            continue
         edge = max(1, round(fraction * n))
         distance = torch.arange(n, dtype=images.dtype, device=images.device)
         distance = torch.minimum(distance, distance.flip(0)) + 0.5
         window = torch.sin(0.5 * torch.pi * (distance / edge).clamp_max(1)) ** 2
         images = images * (window[:, None] if axis == -2 else window)
     return images
+
+
+def kept_variance(shape: tuple[int, int], low_pass: float | None) -> float:
+    """Share [1] of the variance of white noise that faded edges and a low pass [px] leave of images (y, x)."""
+    share = float(faded_edges(torch.ones(shape, dtype=torch.float64)).square().mean())
+    if low_pass is None:
+        return share
+    point = torch.zeros(shape, dtype=torch.float64)
+    point[0, 0] = 1
+    return share * float(low_passed(point, low_pass).square().sum())

@@ -28,7 +28,7 @@ from inverse.physics.closed_form import gram_solver, largest_eigenvalue
 from inverse.physics.rows import LAYERS, Block, backproject_rows, row_backprojection
 from inverse.physics.spectral import TiltGeometry, project, tilt_geometry
 from inverse.physics.wedge import LEAST_CUTOFF, projector
-from inverse.preparation import Correction, faded_edges, frame_shape, prepare
+from inverse.preparation import Correction, frame_shape, kept_variance, prepare
 from inverse.solvers.linear import Filter, wbp_filter
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Reconstruction(Record):
     images : tensor (tilt, y, x)
         Prepared images that the volume was made of [V·voxel].
     noise : tensor (tilt,)
-        Variance of their pixels by counting statistics [V^2·voxel^2].
+        Variance of their pixels by counting statistics, before edges fade and a low pass [V^2·voxel^2].
+    kept : tensor ()
+        Share of it that those leave in the mean [1].
     angles : tensor (tilt,)
         [deg].
     weight : tensor ()
@@ -71,6 +73,7 @@ class Reconstruction(Record):
     std: torch.Tensor | None
     images: torch.Tensor = item(2)
     noise: torch.Tensor = item(0)
+    kept: torch.Tensor = item(0)
     angles: torch.Tensor = item(0)
     weight: torch.Tensor = item(0)
 
@@ -98,7 +101,7 @@ class Reconstruction(Record):
             y = self.images[:, rows : rows + _ROWS]
             seen = project(self.volume.values[:, rows : rows + _ROWS], self.angles, self._geometry)
             squares = squares + (seen - y).double().square().sum((1, 2))
-        return squares / self.images[0].numel() / self.noise
+        return squares / self.images[0].numel() / (self.kept * self.noise)
 
     @property
     def _geometry(self) -> TiltGeometry:
@@ -139,11 +142,11 @@ def reconstruct(
     filter : {"ramp", "exact"}
         Of the back-projection.
     low_pass : float, optional
-        Finest period to keep [Å].
+        Finest period to keep [Å]; not with total variation and the Wiener filter.
     weight : float, optional
-        Of the damping, as in `inverse.least_squares` [voxel^2], or of the variation, as in `inverse.tv`; positive. When
-        left out, estimated from the images' noise and signal, or so that the images are met as closely as their noise
-        allows.
+        Of the damping, as in `inverse.least_squares` [voxel^2], or of the variation, as in `inverse.tv`; positive, and
+        for these two only. When left out, estimated from the images' noise and signal, or so that the images are met as
+        closely as their noise allows.
     iterations : int, optional
         Of SIRT, 10 when left out; at most so many of total variation, 100 when left out.
     std : bool
@@ -182,6 +185,7 @@ def reconstruct(
         None if spread is None else spread[:, None, None].expand(design.shape),
         images,
         noise,
+        torch.tensor(kept_variance(design.shape[1:], _in_pixels(low_pass, design)), dtype=torch.float64),
         series.tilts.angles,
         torch.tensor(design.weight, dtype=torch.float64),
     )
@@ -216,7 +220,7 @@ class Design(NamedTuple):
     iterations : int
         0 for methods in closed form.
     noise : float
-        Mean variance of a pixel [V^2·voxel^2], for total variation; NaN as long as it is to be found.
+        Mean variance of a pixel of faded images [V^2·voxel^2], for total variation; NaN as long as it is to be found.
     model : tuple of tuple of float, or None
         Spectrum, frequencies, noise and thickness of the `GaussianModel` of the Wiener filter; None as weight is NaN.
     """
@@ -261,7 +265,16 @@ def designed(
         raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
     if weight is not None and not 0 < weight < math.inf:
         raise ValueError(f"reconstruct: expected a positive weight, got {weight}.")
-    if iterations is not None and not (iterations >= 1 and iterations == int(iterations)):
+    if low_pass is not None and method in HALO:
+        raise ValueError(
+            f"reconstruct: method {method}: expected no low_pass, got {low_pass} Å: what it expects of specimen and "
+            "noise says what to keep. Leave it out, or filter the volume."
+        )
+    if weight is not None and method not in ("least-squares", "tv"):
+        raise ValueError(f"reconstruct: method {method}: expected no weight, got {weight}. Leave it out.")
+    if iterations is not None and method not in _ITERATIONS:
+        raise ValueError(f"reconstruct: method {method}: expected no iterations, got {iterations}. Leave them out.")
+    if iterations is not None and not (1 <= iterations < math.inf and iterations == int(iterations)):
         raise ValueError(f"reconstruct: expected 1 of the iterations or more, got {iterations}.")
     rows, width = frame_shape(series, bin)
     voxel = float(series.pixel_size) * bin
@@ -283,12 +296,14 @@ def designed(
         )
     given = weight if weight is not None and method in ("least-squares", "tv") else math.nan
     steps = int(iterations or _ITERATIONS[method]) if method in _ITERATIONS else 0
-    return Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, float(given), steps)
+    design = Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, float(given), steps)
+    _ = design.geometry  # refuses tilts that are too steep
+    return design
 
 
 def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
     """`design` with what its method needs to know of the prepared images, where it was not given."""
-    design = design._replace(noise=float(noise.double().mean()))
+    design = design._replace(noise=float(noise.double().mean()) * kept_variance(design.shape[1:], None))
     if design.method == "least-squares" and math.isnan(design.weight):
         angles = torch.tensor(design.angles, dtype=torch.float64)
         return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
@@ -309,10 +324,13 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
         parts = (model.spectrum, model.frequencies, model.noise, thickness[None])
         return design._replace(model=tuple(tuple(part.tolist()) for part in parts))
     if math.isnan(design.weight):
-        faded = float(faded_edges(torch.ones(design.shape[1:]))[few].square().mean())
-        weight, _ = matching_weight(physics, seen[None, None], TotalVariation(), design.noise * faded)
+        weight, _ = matching_weight(physics, seen[None, None], TotalVariation(), design.noise)
         return design._replace(weight=float(weight))
     return design
+
+
+def _in_pixels(low_pass: float | None, design: Design) -> float | None:
+    return None if low_pass is None else low_pass / design.voxel_size
 
 
 @torch.no_grad()

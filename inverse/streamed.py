@@ -161,7 +161,7 @@ def _fingerprint(series: TiltSeries) -> str:
     """Of everything in a series that a tomogram depends on."""
     digest = hashlib.blake2b(digest_size=16)
     for image in series.images:
-        digest.update(image.contiguous().numpy().data)
+        digest.update(image.detach().cpu().contiguous().numpy().data)
     for leaf in _pytree.tree_leaves((series.pixel_size, series.tilts, series.optics)):
         digest.update(repr(leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf).encode())
     return digest.hexdigest()
@@ -361,7 +361,7 @@ def _slabs_to_file(task: _Task) -> Iterator[int]:
 def _stored(values: torch.Tensor, output: MrcSlabs | ZarrSlabs) -> torch.Tensor:
     """`values` in the type of the file, which must hold them."""
     low, high = (float(bound) for bound in values.aminmax())
-    if max(-low, high) > torch.finfo(getattr(torch, output.precision)).max:
+    if not max(-low, high) <= torch.finfo(getattr(torch, output.precision)).max:
         raise ValueError(
             f"{output.precision}: expected values that it can hold, got {low:g} to {high:g} V. Take float32."
         )

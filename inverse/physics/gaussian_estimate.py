@@ -161,6 +161,8 @@ def line_integrals(physics: Projection, images: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")
     batch = images[None, None] if images.ndim == 3 else images
     physics.expect_images(batch)
+    if not images.is_floating_point():
+        raise ValueError(f"images: expected floating point numbers, got {images.dtype}. Convert them.")
     for name in getattr(physics, "parameter_names", ("angles",)):
         if len(getattr(physics, name)) != 1:
             raise ValueError(
@@ -318,6 +320,12 @@ def _roughness(rings: int, parameters: int, device: torch.device) -> torch.Tenso
 def _bounds(data: Amplitudes, model: GaussianModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Least and greatest values (parameter,): C stays invertible, and the likelihood still feels the thickness."""
     weight = data.weight[:, :, None] * data.measured[:, None]
+    unseen = (weight.sum((0, 1)) == 0).nonzero().flatten().tolist()
+    if unseen:
+        raise ValueError(
+            f"estimate_model: the images are too small: no frequency of the tilts {unseen} can be used. Give larger "
+            "images, or leave out those tilts."
+        )
     power = (weight * data.seen.abs().square().mean(3)).sum((0, 1)) / weight.sum((0, 1))
     passed = 1.0 if data.sight.transfer is None else float(data.sight.transfer.abs().square().mean())
     signal = float(power.mean()) / data.sight.geometry.depth / passed

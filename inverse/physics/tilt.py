@@ -133,13 +133,18 @@ class TiltProjection(TiltPhysics):
         """
         given = {name: parameters.get(name) for name in (*_USUAL, "angles")}
         given = {name: self._checked(name, value) for name, value in given.items() if value is not None}
+        if "angles" in given:  # before anything is changed
+            steepest = float(given["angles"].detach().abs().max())
+            tilt_geometry(self.volume_shape[0], self.volume_shape[2], self.image_shape[1], self._grid, steepest)
         super().update_parameters(**(parameters | given))
         if given:
             self._measure()
 
     def _checked(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """A parameter as (1 or batch, ...)."""
-        shape = getattr(self, name).shape[1:]
+        like = getattr(self, name)
+        shape = like.shape[1:]
+        value = value if isinstance(value, torch.Tensor) else torch.as_tensor(value).to(like)
         if value.ndim == 0 and len(shape) <= 1 and name != "angles":
             value = value.expand(shape)
         value = value[None] if value.ndim == len(shape) else value

@@ -173,4 +173,8 @@ def as_batch(physics: ImageOperator, images: torch.Tensor) -> tuple[torch.Tensor
         raise ValueError(f"images: expected (tilt, y, x) or (batch, channel, tilt, y, x), got {tuple(images.shape)}.")
     batch = images[None, None] if images.ndim == 3 else images
     physics.expect_images(batch)
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images: expected float32 or float64, got {images.dtype}. Convert them.")
+    if not torch.isfinite(images.detach()).all():
+        raise ValueError("images: expected finite numbers; some are not. Leave out the images they are in.")
     return batch, images.ndim == 3

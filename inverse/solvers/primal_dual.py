@@ -36,7 +36,7 @@ _BALANCE = 3.0
 through a lens, at 10 and 0 dB: the best is between 1.5 and 6."""
 _SETTLED = 15
 """Iterations after which |u| / |x| is measured; the dual fields are then within a third of where they come to rest."""
-_MARGIN = 1.05
+_MARGIN = 1.15
 """Over the largest eigenvalue, which is estimated from below."""
 _LEAST_DAMPING = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Of T, in units of |A|^2: with less, rounding errors grow from step to step. A larger one only shortens the steps."""

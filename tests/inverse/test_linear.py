@@ -7,6 +7,7 @@ from inverse.metrics.fsc import measured_region
 from inverse.physics.closed_form import largest_eigenvalue
 from inverse.physics.tilt import TiltProjection
 from inverse.solvers.linear import least_squares, wbp
+from inverse.solvers.sirt import sirt
 
 ANGLES = torch.linspace(-60, 60, 61, dtype=torch.float64)
 
@@ -122,3 +123,36 @@ def test_bad_arguments(scene):
         least_squares(physics, images, 0.0)
     with pytest.raises(ValueError, match=r"images: expected \(tilt, y, x\)"):
         wbp(physics, images[0])
+
+
+@pytest.mark.parametrize(("angle", "shape"), [(-50.0, (8, 16, 16)), (-32.0, (16, 1, 64))])
+def test_sirt_converges_for_a_single_tilt_too(angle, shape, generator):
+    """Ripples of one view add up in one direction; the residual falls all the same."""
+    physics = TiltProjection([angle], shape)
+    volume = torch.randn(1, 1, *shape, generator=generator, dtype=torch.float64)
+    images = physics.A(volume)
+    left = [float((physics.A(sirt(physics, images, iterations=n)) - images).norm()) for n in (1, 10, 60)]
+    assert left == sorted(left, reverse=True)
+
+
+@pytest.mark.parametrize("solver", [wbp, least_squares, sirt])
+def test_images_that_no_solver_can_use_are_refused(solver):
+    physics = TiltProjection([-40.0, 0.0, 30.0], (4, 3, 8))
+    for images, said in (
+        (torch.full((3, 3, 8), float("nan")), "finite"),
+        (torch.ones(3, 3, 8, dtype=torch.int32), "float32 or float64"),
+        (torch.ones(3, 3, 8).half(), "float32 or float64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            solver(physics, images)
+
+
+def test_a_refused_update_changes_nothing(generator):
+    physics = TiltProjection([-40.0, 0.0, 30.0], (4, 3, 8))
+    volume = torch.randn(1, 1, 4, 3, 8, generator=generator, dtype=torch.float64)
+    before = physics.A(volume)
+    with pytest.raises(ValueError, match="below 89"):
+        physics.update(angles=torch.tensor([-40.0, 0.0, 89.7], dtype=torch.float64))
+    assert torch.equal(physics.A(volume), before)
+    physics.update(axis_angle=0.0)
+    assert torch.equal(physics.A(volume), before)
