@@ -27,6 +27,9 @@ from cryosim.core.fourier import dirichlet_kernel, positions
 from inverse.physics.spectral import Placement, TiltGeometry, backproject, fitted, project, tilt_geometry
 from inverse.physics.turn import quarter_turns, turned_planes
 
+LEAST_MAGNIFICATION = 0.1
+"""So that a wrong one does not ask for a frame of any size."""
+
 Volumes = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -110,7 +113,9 @@ def field(
             frame[axis] = max(frame[axis], math.ceil(float(side.max()) - 1e-9))
         moved = one.in_frame().detach().abs()
         for axis in (0, 1):
-            far = (frame[axis] + 2 * moved[:, 1 - axis]) / one.magnifications.detach().double()
+            far = (frame[axis] + 2 * moved[:, 1 - axis]) / one.magnifications.detach().double().clamp_min(
+                LEAST_MAGNIFICATION
+            )
             reach[axis] = max(reach[axis], float(far.max()))
     geometry = tilt_geometry(deep, width, frame[1], "camera", steepest, reach[1])
     period = (math.ceil(0.5 * (tall + max(reach[0], tall))) + 2) | 1

@@ -16,7 +16,7 @@ from inverse.physics.closed_form import (
     largest_eigenvalue,
     minimiser,
 )
-from inverse.physics.setting import Field, Setting, field, lifted, may_vary, see, see_adjoint
+from inverse.physics.setting import LEAST_MAGNIFICATION, Field, Setting, field, lifted, may_vary, see, see_adjoint
 from inverse.physics.spectral import Grid, TiltGeometry, backproject, cosines, project, tilt_geometry
 
 
@@ -146,15 +146,15 @@ class TiltProjection(TiltPhysics):
         shape = like.shape[1:]
         value = value if isinstance(value, torch.Tensor) else torch.as_tensor(value).to(like)
         if value.ndim == 0 and len(shape) <= 1 and name != "angles":
-            value = value.expand(shape)
+            value = value.expand(shape).clone()
         value = value[None] if value.ndim == len(shape) else value
         if value.shape[1:] != shape or value.ndim != len(shape) + 1:
             raise ValueError(f"{name}: expected {tuple(shape)} or (batch, *{tuple(shape)}), got {tuple(value.shape)}.")
         seen = value.detach()
         if not torch.isfinite(seen).all():
             raise ValueError(f"{name}: expected finite numbers, got {seen[~torch.isfinite(seen)][0]}.")
-        if name == "magnifications" and not (seen > 0).all():
-            raise ValueError(f"magnifications: expected positive numbers, got {float(seen.min())}.")
+        if name == "magnifications" and not (seen >= LEAST_MAGNIFICATION).all():
+            raise ValueError(f"magnifications: expected {LEAST_MAGNIFICATION} or more, got {float(seen.min())}.")
         if name == "x_tilt" and not (seen.abs() < 60).all():
             raise ValueError(f"x_tilt: expected less than 60 degrees, got {float(seen.abs().max())}.")
         if self._grid == "stretched" and name in ("axis_angle", "magnifications", "x_tilt"):
@@ -172,9 +172,12 @@ class TiltProjection(TiltPhysics):
         needed = tilt_geometry(depth, width, self.image_shape[1], self._grid, steepest)
         if "_geometry" not in vars(self) or needed.period > self._geometry.period:
             self._geometry: TiltGeometry = needed
-        if self._grid == "camera" and not self._is_plain():
-            settings = self._settings(self._n_items())
-            self._field: Field = field(self.volume_shape, self.image_shape, settings, vars(self).get("_field"))
+
+    def _sizes(self) -> Field:
+        """Of the whole geometry as its buffers are now, whoever set them, and no less than before."""
+        settings = self._settings(self._n_items())
+        self._field: Field = field(self.volume_shape, self.image_shape, settings, vars(self).get("_field"))
+        return self._field
 
     def _is_plain(self) -> bool:
         """Whether the specimen is tilted about y and no more."""
@@ -213,7 +216,7 @@ class TiltProjection(TiltPhysics):
             images = images if self._is_plain() else self._displaced(images, 1)
         else:
             items = zip(x, self._settings(len(x)), strict=True)
-            images = torch.stack([see(item, setting, self._field) for item, setting in items])
+            images = torch.stack([see(item, setting, self._sizes()) for item, setting in items])
         return (images / self.scale.to(x)).contiguous()
 
     def A_adjoint(self, y: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
@@ -225,7 +228,7 @@ class TiltProjection(TiltPhysics):
             y = self.fit_rows(y if self._is_plain() else self._displaced(y, -1))
             return self._each(backproject, y).contiguous()
         items = zip(y, self._settings(len(y)), strict=True)
-        return torch.stack([see_adjoint(item, setting, self._field) for item, setting in items]).contiguous()
+        return torch.stack([see_adjoint(item, setting, self._sizes()) for item, setting in items]).contiguous()
 
     def _displaced(self, images: torch.Tensor, sign: int) -> torch.Tensor:
         """Images of the stretched grid, periodic, displaced by `sign` times the shifts: an orthogonal operation."""
@@ -244,14 +247,14 @@ class TiltProjection(TiltPhysics):
         if self._is_plain() or self._grid == "stretched":
             return largest_eigenvalue(one.angles.detach(), self._geometry) / self.scale**2
         placement = one.placement()
-        return largest_eigenvalue(one.angles, self._field.geometry, placement).detach() / self.scale**2
+        return largest_eigenvalue(one.angles, self._sizes().geometry, placement).detach() / self.scale**2
 
     def _solve(
         self, z: torch.Tensor, y: torch.Tensor, damping: torch.Tensor, tolerance: float, max_iterations: int
     ) -> torch.Tensor:
         settings = self._settings(len(y))
         if not self._is_plain() and self._grid == "camera":
-            system = _system(self._field, tolerance, max_iterations)
+            system = _system(self._sizes(), tolerance, max_iterations)
             items = zip(z, y, damping, settings, strict=True)
             return torch.stack([minimiser(system, z_item, y_item, lam, *one) for z_item, y_item, lam, one in items])
         y = self.fit_rows(y if self._is_plain() else self._displaced(y, -1))
@@ -275,8 +278,8 @@ class TiltProjection(TiltPhysics):
                 act = edgeless_inverse(setting.angles, own, self._geometry, like, floor=floor)
                 rows = self.volume_shape[1]  # channels are more of them
                 return lambda v: act(v.transpose(0, 1).flatten(1, 2)).unflatten(1, (-1, rows)).transpose(0, 1)
-            nearby = edgeless_inverse(setting.angles, own, self._field.geometry, like, setting.placement())
-            return lifted(nearby, setting, self._field)
+            nearby = edgeless_inverse(setting.angles, own, self._sizes().geometry, like, setting.placement())
+            return lifted(nearby, setting, self._sizes())
 
         items = [of_item(setting) for setting in self._settings(self._n_items())]
 
@@ -296,7 +299,7 @@ class TiltProjection(TiltPhysics):
                 forward, back = (lambda v, f=f: f(v, one.angles, self._geometry) for f in (project, backproject))
             else:
                 volume = torch.ones(1, *shape, dtype=torch.float64, device=self.angles.device)
-                forward, back = (lambda v, f=f: f(v, one, self._field) for f in (see, see_adjoint))
+                forward, back = (lambda v, f=f: f(v, one, self._sizes()) for f in (see, see_adjoint))
             eigenvalue = volume.new_ones(())
             for _ in range(iterations):
                 volume = back(forward(volume / volume.norm()))

@@ -432,7 +432,7 @@ def test_the_frame_of_the_tilt_axis_undoes_turn_and_shift(generator):
         ({"axis_angle": torch.zeros(4)}, r"axis_angle: expected \(2,\)"),
         ({"shifts": torch.zeros(2)}, r"shifts: expected \(2, 2\)"),
         ({"shifts": torch.full((2, 2), float("nan"))}, "shifts: expected finite"),
-        ({"magnifications": -1.0}, "magnifications: expected positive"),
+        ({"magnifications": -1.0}, "magnifications: expected 0.1 or more"),
         ({"x_tilt": 61.0}, "x_tilt: expected less than 60"),
         ({"x_tilt": 1.0, "grid": "stretched"}, "x_tilt: not on the stretched grid"),
         ({"axis_angle": 1.0, "grid": "stretched"}, "axis_angle: not on the stretched grid"),
