@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cryosim.core.record import hidden
 from inverse.physics.base import TiltPhysics, expect
 from inverse.physics.closed_form import (
     PRECONDITIONER_FLOOR,
@@ -172,9 +173,13 @@ class TiltProjection(TiltPhysics):
         needed = tilt_geometry(depth, width, self.image_shape[1], self._grid, steepest)
         if "_geometry" not in vars(self) or needed.period > self._geometry.period:
             self._geometry: TiltGeometry = needed
+        if self._grid == "camera" and not self._is_plain():
+            self._sizes()
 
     def _sizes(self) -> Field:
         """Of the whole geometry as its buffers are now, whoever set them, and no less than before."""
+        if hidden() and "_field" in vars(self):
+            return self._field
         settings = self._settings(self._n_items())
         self._field: Field = field(self.volume_shape, self.image_shape, settings, vars(self).get("_field"))
         return self._field
