@@ -11,7 +11,6 @@ has not fitted; the Param Defocus then holds what the user set at first, and is 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +18,7 @@ import pandas
 import torch
 
 from cryosim.io.alignments import LARGEST
-from cryosim.io.files import FormatError, existing_file, read_text
+from cryosim.io.files import FormatError, existing_file, finite_number, read_text
 from cryosim.io.fitted_optics import FittedOptics
 from cryosim.io.relion import tilt_table
 
@@ -140,10 +139,4 @@ def _column(path: Path, table: pandas.DataFrame, label: str) -> torch.Tensor:
 
 
 def _value(path: Path, where: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise FormatError(path, where, "a finite number", repr(text[:40]), "Correct the entry.")
-    return value
+    return finite_number(path, where, text, "Correct the entry.")

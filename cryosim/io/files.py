@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import math
 import os
 import secrets
 import zlib
@@ -118,6 +119,17 @@ def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
     with open_bytes(path) as stream:
         raw = read_capped(stream, largest, path)
     return raw.decode("utf-8-sig", errors="replace")
+
+
+def finite_number(path: Path, where: str, text: str, advice: str) -> float:
+    """The number that a text file states, in a field `where`; FormatError with `advice` unless it is finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise FormatError(path, where, "a finite number", repr(text[:40]), advice)
+    return value
 
 
 def is_compressed(path: Path) -> bool:

@@ -27,7 +27,7 @@ from cryosim.acquisition.series import Movie
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.io.alignments import LARGEST, Geometry, Sections, needed, positive, sections_of, sizes
-from cryosim.io.files import FormatError, existing_file, read_text, write_text
+from cryosim.io.files import FormatError, existing_file, finite_number, read_text, write_text
 from cryosim.io.left_behind import LeftBehind, tilts_about_x
 from cryosim.microscope.optics import Optics, check_per_tilt
 
@@ -150,7 +150,9 @@ def read_warp(
         rotation_z(axes)[:, :2, :2],
         shifts,
         torch.tensor([word.lower() != "false" for word in used or ["true"] * len(entries)]),
-        prior_doses=None if doses is None else torch.tensor([_number(path, "Dose", word) for word in doses]).double(),
+        prior_doses=None
+        if doses is None
+        else torch.tensor([finite_number(path, "Dose", word, "Write it again.") for word in doses]).double(),
         movies=None if movies is None else tuple(movies),
         stack_shape=(None, height / pixel, width / pixel) if min(width, height) > 0 else None,
         left_behind=_left_behind(path, root, level_x, magnification),
@@ -163,16 +165,6 @@ def _list(path: Path, root: ElementTree.Element, name: str, n: int) -> list[str]
     if lines and len(lines) != n:
         raise FormatError(path, name, f"{n} lines, one a tilt", f"{len(lines)}", "Write it again.")
     return [line.strip() for line in lines] or None
-
-
-def _number(path: Path, name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise FormatError(path, name, "a finite number", repr(text[:40]), "Write it again.")
-    return value
 
 
 def _left_behind(
@@ -188,7 +180,9 @@ def _left_behind(
         parts = (*parts, LeftBehind(path, "MagnificationCorrection", f"the matrix {magnification}", stretch=off))
     for name in _GRIDS:
         nodes = [] if (grid := root.find(name)) is None else list(grid.iter("Node"))
-        largest = max((abs(_number(path, name, node.get("Value", "0"))) for node in nodes), default=0.0)
+        largest = max(
+            (abs(finite_number(path, name, node.get("Value", "0"), "Write it again.")) for node in nodes), default=0.0
+        )
         if "Angle" in name:
             parts = (*parts, LeftBehind(path, name, f"a grid of angles up to {largest:.3g}°", angle=largest))
         else:

@@ -221,7 +221,8 @@ class TiltProjection(TiltPhysics):
             images = images if self._is_plain() else self._displaced(images, 1)
         else:
             items = zip(x, self._settings(len(x)), strict=True)
-            images = torch.stack([see(item, setting, self._sizes()) for item, setting in items])
+            sizes = self._sizes()
+            images = torch.stack([see(item, setting, sizes) for item, setting in items])
         return (images / self.scale.to(x)).contiguous()
 
     def A_adjoint(self, y: torch.Tensor, angles: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
@@ -233,7 +234,8 @@ class TiltProjection(TiltPhysics):
             y = self.fit_rows(y if self._is_plain() else self._displaced(y, -1))
             return self._each(backproject, y).contiguous()
         items = zip(y, self._settings(len(y)), strict=True)
-        return torch.stack([see_adjoint(item, setting, self._sizes()) for item, setting in items]).contiguous()
+        sizes = self._sizes()
+        return torch.stack([see_adjoint(item, setting, sizes) for item, setting in items]).contiguous()
 
     def _displaced(self, images: torch.Tensor, sign: int) -> torch.Tensor:
         """Images of the stretched grid, periodic, displaced by `sign` times the shifts: an orthogonal operation."""
@@ -283,8 +285,9 @@ class TiltProjection(TiltPhysics):
                 act = edgeless_inverse(setting.angles, own, self._geometry, like, floor=floor)
                 rows = self.volume_shape[1]  # channels are more of them
                 return lambda v: act(v.transpose(0, 1).flatten(1, 2)).unflatten(1, (-1, rows)).transpose(0, 1)
-            nearby = edgeless_inverse(setting.angles, own, self._sizes().geometry, like, setting.placement())
-            return lifted(nearby, setting, self._sizes())
+            sizes = self._sizes()
+            nearby = edgeless_inverse(setting.angles, own, sizes.geometry, like, setting.placement())
+            return lifted(nearby, setting, sizes)
 
         items = [of_item(setting) for setting in self._settings(self._n_items())]
 
@@ -304,7 +307,8 @@ class TiltProjection(TiltPhysics):
                 forward, back = (lambda v, f=f: f(v, one.angles, self._geometry) for f in (project, backproject))
             else:
                 volume = torch.ones(1, *shape, dtype=torch.float64, device=self.angles.device)
-                forward, back = (lambda v, f=f: f(v, one, self._sizes()) for f in (see, see_adjoint))
+                sizes = self._sizes()
+                forward, back = (lambda v, f=f: f(v, one, sizes) for f in (see, see_adjoint))
             eigenvalue = volume.new_ones(())
             for _ in range(iterations):
                 volume = back(forward(volume / volume.norm()))

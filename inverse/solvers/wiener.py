@@ -32,8 +32,6 @@ from inverse.physics.gaussian import (
     prior_sample,
     sight_of,
 )
-from inverse.physics.gaussian import marginal_log_likelihood as marginal_log_likelihood
-from inverse.physics.gaussian_estimate import ModelEstimate as ModelEstimate
 from inverse.physics.gaussian_estimate import (
     Projection,
     checked,

@@ -10,13 +10,13 @@ from inverse.physics.gaussian import (
     marginal_log_likelihood,
     prior_sample,
     score_and_information,
-    slab,
 )
 from inverse.physics.gaussian_estimate import estimate_model
 from inverse.physics.spectral import Grid
 from inverse.physics.tilt import TiltProjection
 from inverse.solvers.linear import least_squares
 from inverse.solvers.wiener import posterior_samples, posterior_std, wiener
+from tests.inverse.dense_gaussian import dense
 
 NODES = math.sqrt(0.75) * torch.linspace(0, 1, 20, dtype=torch.float64) ** 2
 
@@ -36,22 +36,6 @@ def make_scene(shape, tilts, thickness, generator, grid: Grid = "stretched", noi
     clean = physics.A(volume[None, None])[0, 0]
     white = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
     return physics, model, volume, clean + white * model.noise.sqrt()[:, None, None]
-
-
-def dense(physics, model):
-    """A as a matrix (pixel, voxel), and the covariances of voxels and of pixels, from their definitions."""
-    shape = physics.volume_shape
-    n = math.prod(shape)
-    matrix = physics.A(torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)).reshape(n, -1).T
-    deep = (2 * shape[0], *shape[1:])
-    k = torch.stack(torch.meshgrid(*[torch.fft.fftfreq(m, dtype=torch.float64) for m in deep], indexing="ij"))
-    acf = torch.fft.ifftn(model.power(k.square().sum(0).sqrt())).real
-    at = torch.stack(torch.meshgrid(*[torch.arange(m) for m in shape], indexing="ij")).flatten(1)
-    lag = at[:, :, None] - at[:, None]
-    window = slab(shape[0], model.thickness)[0][at[0]]
-    prior = acf[tuple(d % m for d, m in zip(lag, deep, strict=True))] * window[:, None] * window
-    noise = model.noise.repeat_interleave(math.prod(shape[1:]))
-    return matrix, prior, matrix @ prior @ matrix.T + torch.diag(noise)
 
 
 @pytest.mark.parametrize(("shape", "thickness"), [((4, 5, 6), 2.7), ((3, 4, 7), 3.0), ((1, 2, 5), 1.0)])

@@ -13,11 +13,11 @@ from inverse.physics.gaussian import (
     marginal_log_likelihood,
     prior_sample,
     score_and_information,
-    slab,
 )
 from inverse.physics.gaussian_estimate import estimate_model, transfer_of
 from inverse.physics.tilt import TiltProjection
 from inverse.solvers.wiener import posterior_samples, posterior_std, wiener
+from tests.inverse.dense_gaussian import dense
 
 VOXEL = 8.0  # [Å]
 NODES = math.sqrt(0.75) * torch.linspace(0, 1, 20, dtype=torch.float64) ** 2
@@ -50,22 +50,6 @@ def make_scene(shape, tilts, thickness, generator, *, noise=1.0, displaced=False
     model = model.replace(noise=level * (1 + 0.5 * torch.linspace(-1, 1, tilts, dtype=torch.float64) ** 2))
     white = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
     return physics, model, volume, clean + white * model.noise.sqrt()[:, None, None]
-
-
-def dense(physics, model):
-    """A as a matrix (pixel, voxel), and the covariances of voxels and of pixels, from their definitions."""
-    shape = physics.volume_shape
-    n = math.prod(shape)
-    matrix = physics.A(torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)).reshape(n, -1).T
-    deep = (2 * shape[0], *shape[1:])
-    k = torch.stack(torch.meshgrid(*[torch.fft.fftfreq(m, dtype=torch.float64) for m in deep], indexing="ij"))
-    acf = torch.fft.ifftn(model.power(k.square().sum(0).sqrt())).real
-    at = torch.stack(torch.meshgrid(*[torch.arange(m) for m in shape], indexing="ij")).flatten(1)
-    lag = at[:, :, None] - at[:, None]
-    window = slab(shape[0], model.thickness)[0][at[0]]
-    prior = acf[tuple(d % m for d, m in zip(lag, deep, strict=True))] * window[:, None] * window
-    noise = model.noise.repeat_interleave(math.prod(shape[1:]))
-    return matrix, prior, matrix @ prior @ matrix.T + torch.diag(noise)
 
 
 def covered(error, std):
