@@ -116,6 +116,8 @@ class SpecimenSection(Section):
     """(x, y, z) of the box that holds the molecules [Å]."""
     gap: float = Field(default=5.0, ge=2)
     """Least distance between atoms of two molecules [Å]."""
+    tries: int = Field(default=100_000, ge=100)
+    """Proposals for a copy after which there is no room left; with 2000 scenes are made sooner, a little emptier."""
     ice: Slab | None = Slab()
     """The ice around them; null for vacuum."""
     mean_free_path: float | None = Field(default=None, gt=0)

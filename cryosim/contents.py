@@ -36,6 +36,8 @@ class Molecule(Section):
     """A structure file (.pdb, .cif, .gz), or the name of a packaged one: apoferritin, ubiquitin."""
     assembly: int | None = Field(default=None, ge=1)
     """Biological assembly to build from the file's operators; null takes the atoms as they stand."""
+    chains: list[str] | None = Field(default=None, min_length=1)
+    """Of the file, those to keep, by name; null takes all."""
     copies: int = Field(default=1, ge=0)
     """How many to place, where no abundance is given."""
     abundance: float | None = Field(default=None, gt=0)
@@ -51,6 +53,8 @@ class Embedded(Section):
     """A structure file or the name of a packaged one."""
     assembly: int | None = Field(default=None, ge=1)
     """Biological assembly; null takes the atoms as they stand."""
+    chains: list[str] | None = Field(default=None, min_length=1)
+    """Of the file, those to keep, by name; null takes all."""
     copies: int = Field(default=1, ge=0)
     """In each membrane."""
     axis: _Axis = (0.0, 0.0, 1.0)
@@ -87,6 +91,8 @@ class FilamentSection(Section):
     """Of the subunit: a structure file or the name of a packaged one."""
     assembly: int | None = Field(default=None, ge=1)
     """Biological assembly; null takes the atoms as they stand."""
+    chains: list[str] | None = Field(default=None, min_length=1)
+    """Of the file, those to keep, by name; null takes all."""
     symmetry: Literal["helix", "actin", "microtubule"] = "helix"
     """Actin and microtubule have their own numbers; helix takes rise, twist and cyclic."""
     offset: float | None = Field(default=None, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,16 +55,38 @@ class Thing(NamedTuple):
     kind: str
 
 
+class Structures:
+    """Structure files of run descriptions, each read once: give one to many scenes.
+
+    Parameters
+    ----------
+    base : str or path
+        Folder that relative paths start from.
+    """
+
+    def __init__(self, base: str | Path) -> None:
+        self._read = functools.cache(
+            lambda name, assembly, chains: read_atoms(_file(name, base), assembly=assembly, chains=chains)
+        )
+
+    def __call__(self, part: Molecule | Embedded | FilamentSection) -> Atoms:
+        """Atoms of what a description names. Raises `cryosim.io.FormatError` for a file that cannot be used."""
+        return self._read(*_named(part))
+
+
 def build_specimen(
-    config: RunConfig, base: str | Path, generator: torch.Generator, progress: Progress | None = None
+    config: RunConfig,
+    base: str | Path | Structures,
+    generator: torch.Generator,
+    progress: Progress | None = None,
 ) -> Specimen:
     """The specimen of a configuration, everything in it drawn from one generator.
 
     Parameters
     ----------
     config : RunConfig
-    base : str or path
-        Folder that relative paths of structures start from.
+    base : str, path or Structures
+        Folder that relative paths of structures start from, or what has read some already.
     generator : torch.Generator
     progress : callable, optional
         Called with (what, done, in all).
@@ -78,16 +100,16 @@ def build_specimen(
     """
     section, ice = config.specimen, configuration.ice(config)
     catalogue(config)  # complains about names before anything is placed
-    read = functools.cache(lambda name, assembly: _structure(name, assembly, base))
+    read = base if isinstance(base, Structures) else Structures(base)
     for part in _from_structures(section):
-        read(part.structure, part.assembly)  # complains about files likewise
+        read(part)  # complains about files likewise
     standing = _film(section, ice, generator)
     standing += _membranes(section, read, standing, generator)
     standing += _filaments(section, read, standing, generator)
     standing += _beads(section, standing, ice, generator)
     species = [
         Species(
-            read(m.structure, m.assembly),
+            read(m),
             _name(m),
             abundance=1.0 if m.abundance is None else m.abundance,
             copies=m.copies if m.abundance is None else None,
@@ -121,7 +143,7 @@ def _crowded(
     """What stands already, and the species among it."""
     obstacles = _specimen(standing, section, ice) if standing else None
     slab = None if ice is None else _slab(ice, section.size)
-    how = {"ice": slab, "gap": section.gap, "obstacles": obstacles, "generator": generator}
+    how = {"ice": slab, "gap": section.gap, "tries": section.tries, "obstacles": obstacles, "generator": generator}
     made = crowd(species, section.size, **how, **choices).specimen
     return [Thing(*x) for x in zip(made.molecules, made.poses, made.names, made.kinds, strict=True)]
 
@@ -177,8 +199,9 @@ def structure_files(config: RunConfig, base: str | Path) -> list[Path]:
     return [_file(part.structure, base) for part in _from_structures(config.specimen)]
 
 
-def _structure(name: str, assembly: int | None, base: str | Path) -> Atoms:
-    return read_atoms(_file(name, base), assembly=assembly)
+def _named(part: Molecule | Embedded | FilamentSection) -> tuple[str, int | None, tuple[str, ...] | None]:
+    """What of which file."""
+    return part.structure, part.assembly, None if part.chains is None else tuple(part.chains)
 
 
 def _file(name: str, base: str | Path) -> Path:
@@ -299,7 +322,7 @@ def _membranes(
     obstacles = [_obstacle(thing, _GAP) for thing in standing]
     taken: list[tuple[torch.Tensor, float]] = []
     things: list[Thing] = []
-    embedded: dict[tuple[str, int | None], list[Thing]] = {}
+    embedded: dict[Hashable, list[Thing]] = {}
     for kind in section.membranes:
         for _ in range(kind.copies):
             surface, lipids = _bilayer(kind, generator)
@@ -311,7 +334,7 @@ def _membranes(
             turn = random_rotations(1, generator)
             beside: list[tuple[Atoms, Poses]] = []
             for guest in kind.embedded:
-                molecule, upright = read(guest.structure, guest.assembly).centred(), _upright(guest.axis)
+                molecule, upright = read(guest).centred(), _upright(guest.axis)
                 standing_up = molecule.moved(upright)
                 how = {"height": guest.height, "gap": section.gap, "beside": beside, "generator": generator}
                 poses = embed(surface, standing_up, guest.copies, **how)
@@ -319,7 +342,7 @@ def _membranes(
                 poses = _within(_carried(poses, turn[0], place), standing_up, half)
                 lipids = cleared(lipids, standing_up, _carried_back(poses, turn[0], place), distance=_CONTACT)
                 poses = poses.replace(rotations=poses.rotations @ upright)
-                same = embedded.setdefault((guest.structure, guest.assembly), [])
+                same = embedded.setdefault(_named(guest), [])
                 same.append(Thing(molecule, poses, _name(guest), "protein"))
             lipids = lipids.index(((lipids.positions @ turn[0].T + place).abs() <= half).all(1))
             if len(lipids):
@@ -377,7 +400,7 @@ def _free_place(
 
 def _height(guest: Embedded, read: Callable) -> float:
     """How far from a place on the membrane a protein reaches that stands there [Å]."""
-    upright = read(guest.structure, guest.assembly).centred().moved(_upright(guest.axis))
+    upright = read(guest).centred().moved(_upright(guest.axis))
     return float((upright.positions + upright.positions.new_tensor([0, 0, guest.height])).norm(dim=1).max())
 
 
@@ -410,7 +433,7 @@ def _filaments(
     obstacles = [_obstacle(thing, section.gap) for thing in standing] if section.filaments else []
     things: list[Thing] = []
     for kind in section.filaments:
-        file = read(kind.structure, kind.assembly)
+        file = read(kind)
         subunit = file.centred()
         centre = file.positions[0].double() - subunit.positions[0].double()  # from the axis of the filament
         centre = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import gemmi
@@ -42,6 +42,7 @@ def read_atoms(
     path: str | Path,
     assembly: str | int | None = None,
     *,
+    chains: Sequence[str] | None = None,
     hydrogens: bool = True,
     waters: bool = False,
     ligands: bool = True,
@@ -58,6 +59,8 @@ def read_atoms(
         .pdb, .ent, .cif or .mmcif, plain or with .gz.
     assembly : str or int, optional
         Name of a biological assembly, which is expanded; None gives the asymmetric unit as deposited.
+    chains : sequence of str, optional
+        Names (the authors') of those to keep, before an assembly is expanded; all when left out.
     hydrogens, waters, ligands : bool
         Whether to keep hydrogen (and deuterium), water, and what else is not part of a polymer.
 
@@ -71,11 +74,13 @@ def read_atoms(
     ------
     FormatError
         When the file is missing, empty, without atoms, or holds a coordinate, occupancy, B-factor or element that
-        cannot be meant; or when it has no assembly of that name.
+        cannot be meant; or when it has no assembly or chain of that name.
     """
     path = existing_file(path)
     structure = _parse(path)
     structure.setup_entities()
+    if chains is not None:
+        _keep_chains(path, structure, chains)
     model = structure[0] if len(structure) else gemmi.Model(1)
     if assembly is not None:
         model = _expanded(path, structure, str(assembly))
@@ -196,6 +201,17 @@ def _check_number(path: Path, where: str, name: str, field: str) -> None:
     }.get(name, (f"a finite number within {_FARTHEST:g} Å of the origin", abs(value) <= _FARTHEST))
     if not good:  # NaN compares false
         raise FormatError(path, where, expected, repr(field.strip()), "Correct the record or download the file again.")
+
+
+def _keep_chains(path: Path, structure: gemmi.Structure, names: Sequence[str]) -> None:
+    present = [chain.name for model in structure for chain in model]
+    missing = [name for name in names if name not in present]
+    if missing or not names:
+        expected = f"some of {', '.join(dict.fromkeys(present))}"
+        raise FormatError(path, "chains", expected, ", ".join(missing) or "none", "Leave chains out to read all.")
+    for model in structure:
+        for name in {chain.name for chain in model} - set(names):
+            model.remove_chain(name)
 
 
 def _expanded(path: Path, structure: gemmi.Structure, name: str) -> gemmi.Model:

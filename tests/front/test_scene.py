@@ -15,7 +15,7 @@ from cryosim.core.rotation import rotation_z
 from cryosim.io.examples import example_path
 from cryosim.io.files import FormatError
 from cryosim.io.structure import read_atoms
-from cryosim.scene import MATTER, build_specimen, catalogue
+from cryosim.scene import MATTER, Structures, build_specimen, catalogue
 from cryosim.specimen.atoms import CLASSES
 from cryosim.specimen.filaments import ACTIN
 from cryosim.specimen.molecular_shape import molecular_shape
@@ -395,6 +395,30 @@ def flat(value):
     if isinstance(value, (tuple, list)):
         return [t for part in value for t in flat(part)]
     return [t for part in vars(value).values() for t in flat(part)] if hasattr(value, "__dict__") else []
+
+
+def test_structures_that_were_read_serve_many_scenes(monkeypatch):
+    read, names = Structures("."), []
+    monkeypatch.setattr("cryosim.scene.read_atoms", lambda *a, **k: names.append(a[0].name) or read_atoms(*a, **k))
+    both = [build_specimen(described(seed), read, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    assert len(names) == 1
+    assert torch.equal(both[0].molecules[0].positions, both[1].molecules[0].positions)
+    assert torch.equal(both[0].poses[0].positions, built(1).poses[0].positions)
+
+
+def test_molecules_of_one_file_are_told_apart_by_their_chains():
+    molecules = [{"structure": "apoferritin", "name": "one", "chains": ["A"], "copies": 1}]
+    specimen = built(molecules=molecules)
+    assert len(specimen.molecules[0]) == len(read_atoms(example_path("apoferritin"), chains=["A"]))
+    with pytest.raises(FormatError, match="chains: expected some of A"):
+        built(molecules=[molecules[0] | {"chains": ["Q"]}])
+
+
+def test_fewer_tries_leave_a_scene_emptier():
+    crowded = {"molecules": [{"structure": "ubiquitin", "abundance": 1}], "occupancy": 0.5, "size": [100, 100, 100]}
+    with pytest.warns(UserWarning, match="no room left"):
+        few, many = (len(built(**crowded, tries=tries).poses[0].positions) for tries in (100, 20000))
+    assert few < many
 
 
 def test_the_seed_decides_everything():

@@ -227,3 +227,18 @@ def test_bad_mmcif_values_are_named(tmp_path, change, field):
 def test_files_without_atoms_are_refused(tmp_path, name, text):
     with pytest.raises(FormatError, match=name):
         read_atoms(written(tmp_path, text, name))
+
+
+def test_chains_are_kept_by_name_and_before_an_assembly_is_built(tmp_path):
+    """In the order of the file: one chain is a part of the whole, and 24 copies of it are 24 times as many atoms."""
+    path = example_path("apoferritin")
+    whole = read_atoms(path)
+    one = read_atoms(path, chains=["A"])
+    assert torch.equal(one.positions, whole.positions[: len(one)])
+    assert len(read_atoms(path, assembly=1, chains=["A"])) == 24 * len(one)
+
+
+@pytest.mark.parametrize("chains", [["Z"], [], ["A", "nothing"]])
+def test_a_chain_that_is_not_there_is_named(chains):
+    with pytest.raises(FormatError, match="chains: expected some of A"):
+        read_atoms(example_path("apoferritin"), chains=chains)
