@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inverse.metrics.coverage import Coverage as Coverage
+    from inverse.metrics.coverage import coverage as coverage
+    from inverse.metrics.coverage import interval_coverage as interval_coverage
+    from inverse.metrics.coverage import spread_skill as spread_skill
     from inverse.metrics.directional import DirectionalCorrelation as DirectionalCorrelation
     from inverse.metrics.directional import directional_fsc as directional_fsc
     from inverse.metrics.fsc import ShellCorrelation as ShellCorrelation
@@ -34,13 +38,29 @@ if TYPE_CHECKING:
     from inverse.physics.wedge import measured as measured
     from inverse.physics.wedge import measured_share as measured_share
     from inverse.physics.wedge import noise_gain as noise_gain
+    from inverse.priors.denoiser import NoiseConditionalUNet as NoiseConditionalUNet
+    from inverse.priors.implicit import HashGrid as HashGrid
+    from inverse.priors.implicit import Siren as Siren
+    from inverse.priors.local import LocalNetwork as LocalNetwork
+    from inverse.priors.wrappers import Affine as Affine
+    from inverse.priors.wrappers import Equivariant as Equivariant
+    from inverse.priors.wrappers import Tiled as Tiled
     from inverse.reconstruction import Reconstruction as Reconstruction
     from inverse.reconstruction import reconstruct as reconstruct
+    from inverse.solvers.diffusion import Diffusion as Diffusion
+    from inverse.solvers.diffusion import diffusion as diffusion
+    from inverse.solvers.implicit import Implicit as Implicit
+    from inverse.solvers.implicit import deep_image_prior as deep_image_prior
+    from inverse.solvers.implicit import implicit as implicit
     from inverse.solvers.krylov import cgls as cgls
     from inverse.solvers.krylov import lsqr as lsqr
     from inverse.solvers.linear import least_squares as least_squares
     from inverse.solvers.linear import wbp as wbp
+    from inverse.solvers.local import Local as Local
+    from inverse.solvers.local import local as local
     from inverse.solvers.nonlinear import gauss_newton as gauss_newton
+    from inverse.solvers.plug_and_play import PlugAndPlay as PlugAndPlay
+    from inverse.solvers.plug_and_play import plug_and_play as plug_and_play
     from inverse.solvers.primal_dual import primal_dual as primal_dual
     from inverse.solvers.regularised import matching_weight as matching_weight
     from inverse.solvers.regularised import tgv as tgv
@@ -52,8 +72,13 @@ if TYPE_CHECKING:
     from inverse.solvers.wiener import posterior_std as posterior_std
     from inverse.solvers.wiener import wiener as wiener
     from inverse.streamed import reconstruct_to as reconstruct_to
+    from inverse.train import train_denoiser as train_denoiser
+    from inverse.train_scenes import train_to as train_to
+    from inverse.weights import load_denoiser as load_denoiser
+    from inverse.weights import write_network as write_network
 
 _HOMES = {
+    "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],
     "metrics.halves": ["half_maps"],
@@ -72,15 +97,26 @@ _HOMES = {
     ],
     "physics.tilt": ["TiltProjection"],
     "physics.wedge": ["crowther_resolution", "elongation", "measured", "measured_share", "noise_gain"],
+    "priors.denoiser": ["NoiseConditionalUNet"],
+    "priors.implicit": ["HashGrid", "Siren"],
+    "priors.local": ["LocalNetwork"],
+    "priors.wrappers": ["Affine", "Equivariant", "Tiled"],
     "reconstruction": ["Reconstruction", "reconstruct"],
+    "solvers.diffusion": ["Diffusion", "diffusion"],
+    "solvers.implicit": ["Implicit", "deep_image_prior", "implicit"],
     "solvers.krylov": ["cgls", "lsqr"],
     "solvers.linear": ["least_squares", "wbp"],
+    "solvers.local": ["Local", "local"],
     "solvers.nonlinear": ["gauss_newton"],
+    "solvers.plug_and_play": ["PlugAndPlay", "plug_and_play"],
     "solvers.primal_dual": ["primal_dual"],
     "solvers.regularised": ["matching_weight", "tgv", "tv", "wavelets"],
     "solvers.sirt": ["sirt"],
     "solvers.wiener": ["Wiener", "posterior_samples", "posterior_std", "wiener"],
     "streamed": ["reconstruct_to"],
+    "train": ["train_denoiser"],
+    "train_scenes": ["train_to"],
+    "weights": ["load_denoiser", "write_network"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -22,6 +22,9 @@ class _Method(StrEnum):
     sirt = "sirt"
     tv = "tv"
     wiener = "wiener"
+    pnp = "pnp"
+    diffusion = "diffusion"
+    implicit = "implicit"
 
 
 class _Correction(StrEnum):
@@ -80,11 +83,16 @@ def reconstruct(
     ctf: Annotated[_Correction, typer.Option(help="Correction of the contrast transfer.")] = _Correction.flip,
     low_pass: Annotated[float | None, typer.Option(min=0, help="Finest period to keep [Å].")] = None,
     weight: Annotated[
-        float | None, typer.Option(min=0, help="Of the damping [voxel^2] or the variation; else found from the noise.")
+        float | None, typer.Option(min=0, help="Of damping, in voxel^2, of variation, or the strength of pnp.")
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Of sirt (else 10), or at most of tv (else 100).")
+        int | None, typer.Option(min=1, help="Of sirt (else 10), pnp (20); at most of tv (100) and implicit (400).")
     ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Weights of pnp and diffusion (.safetensors); else those that come along.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Of diffusion (else 8), whose mean is written.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of diffusion and implicit.")] = 0,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
     alignment: Annotated[
         Path | None, typer.Option(help="Of the series: .xf (IMOD), .aln (AreTomo), .star (RELION 5) or .xml (Warp).")
@@ -93,7 +101,7 @@ def reconstruct(
     ctf_file: Annotated[
         Path | None, typer.Option(help="CTF fits: .defocus (IMOD), .txt (AreTomo, CTFFIND), .star or .xml.")
     ] = None,
-    voltage: Annotated[float | None, typer.Option(min=0, help="[kV], where no file tells it.")] = None,
+    voltage: Annotated[float | None, typer.Option(min=0, help="In kV, where no file tells it.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
     precision: Annotated[_Precision, typer.Option(help="Of the values in the file.")] = _Precision.float32,
     resume: Annotated[
@@ -127,11 +135,49 @@ def reconstruct(
             low_pass=low_pass,
             weight=weight,
             iterations=iterations,
+            network=network,
+            samples=samples,
+            seed=seed,
             resume=resume,
             workers=workers,
             scheduler=scheduler,
             progress=report,
         )
+    typer.echo(path)
+
+
+@app.command()
+def train(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Description of scenes (.yaml), as for `cryosim dataset`, or the folder of a dataset."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="NAME.safetensors; its card NAME.md stands beside it.")
+    ],
+    scenes: Annotated[int, typer.Option(min=1, help="To simulate of a description.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 6000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 4,
+    crop: Annotated[int, typer.Option(min=16, help="Their edge in voxels.")] = 32,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate at its highest.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, crops and noise.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was stopped.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-w", min=1, help="Processes that simulate; one for each core if not given."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask cluster that simulates instead.")
+    ] = None,
+) -> None:
+    """Train a denoiser on simulated scenes, for plug-and-play and diffusion. With the usual numbers it takes hours."""
+    with clear_errors(), progress_bars() as report:
+        from inverse.train import Plan
+        from inverse.train_scenes import train_to
+
+        plan = Plan(steps=steps, batch=batch, crop=crop, rate=rate, seed=seed)
+        many = {"resume": resume, "workers": workers, "scheduler": scheduler, "progress": report}
+        path = train_to(output, source, scenes=scenes, plan=plan, **many)
     typer.echo(path)
 
 

@@ -2,49 +2,59 @@
 
 Tilted about y, row y of the volume depends on row y of the images alone. So the images are prepared once, in two
 dimensions and tilt by tilt, and the volume is made in slabs of rows whose memory does not grow with the tomogram.
-Back-projection, least squares and SIRT do not couple rows, so their slabs need no margin. Total variation and the
-Wiener filter do, by what they expect of the specimen: their slabs are made with `HALO` more rows on both sides, and
-what they expect is found once, from rows in the middle.
+Back-projection, least squares and SIRT do not couple rows, so their slabs need no margin. What expects something of the
+specimen does: its slabs are made with `inverse.design.HALO` more rows on both sides, and what it expects is found once,
+from rows in the middle.
 
-Operators, and solvers that take one, are imported where they are needed: they bring deepinv, which takes seconds to
-load, and back-projection and least squares do without.
+Whatever the method, a result tells what of it the images determine, how far noise moves it, and how closely it meets
+the images; where a method has gone further from the images than their noise allows, it warns.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from cryosim.acquisition.series import TiltSeries
-from cryosim.core.fourier import squared_frequencies
-from cryosim.core.record import Record, item
+from cryosim.core.record import Record, item, static
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import Optics
+from inverse.design import (
+    AT_ONCE,
+    HALO,
+    LEARNED,
+    ROWS,
+    VOXELS_AT_ONCE,
+    Design,
+    Method,
+    Stack,
+    designed,
+    estimated_damping,
+    fitted_design,
+    middle_rows,
+)
 from inverse.physics.closed_form import gram_solver, largest_eigenvalue
 from inverse.physics.rows import LAYERS, Block, backproject_rows, row_backprojection
 from inverse.physics.spectral import TiltGeometry, project, tilt_geometry
 from inverse.physics.wedge import LEAST_CUTOFF, projector
-from inverse.preparation import Correction, frame_shape, kept_variance, prepare
+from inverse.preparation import Correction, kept_variance, prepare
 from inverse.solvers.linear import Filter, wbp_filter
 
 if TYPE_CHECKING:
     from inverse.physics.gaussian import GaussianModel
-    from inverse.physics.tilt import TiltProjection
 
-Method = Literal["wbp", "least-squares", "sirt", "tv", "wiener"]
-HALO = {"tv": 16, "wiener": 32}
-"""Rows on both sides of a slab that a method sees and does not keep; those not named here need none."""
-_ROWS = 64
-_ITERATIONS = {"sirt": 10, "tv": 100}
-_ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
-_VOXELS_AT_ONCE = 2**26  # of total variation and the Wiener filter, which take some 60 bytes for each
-_MOST_VOXELS = 2**28  # of a slab, for methods that keep it in memory
 _NOISE_SAMPLES = 2**15  # of each layer, by which the deviation of noise is measured
-_DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
+_STRIP = 64  # rows that a method is repeated on, to see how far noise moves it
+_ALLOWED = 1.3  # times the misfit of least squares, where that is more than 1: beyond, a prior has pulled too far
+_ASSUMING = ("tv", "wiener", "pnp", "diffusion", "implicit")  # methods that hold something likelier than else
+
+Progress = Callable[[int, int], None]
 
 
 class Reconstruction(Record):
@@ -55,8 +65,9 @@ class Reconstruction(Record):
     volume : Volume
         Potential above its surroundings [V], as far as the images carry it.
     std : tensor (z, y, x), or None
-        Standard deviation of each voxel [V]. By the Wiener filter that of its posterior: of what noise and missing
-        views leave open. By methods that are linear in the images, that of the noise alone. None for total variation.
+        Standard deviation of each voxel [V]. Of the Wiener filter and diffusion that of a posterior: of what noise and
+        missing views leave open, to the best of the method's knowledge. Of all others that of the noise alone. None
+        where it was not asked for.
     images : tensor (tilt, y, x)
         Prepared images that the volume was made of [V·voxel].
     noise : tensor (tilt,)
@@ -66,7 +77,12 @@ class Reconstruction(Record):
     angles : tensor (tilt,)
         [deg].
     weight : tensor ()
-        That regularised: the damping of least squares [voxel^2], that of total variation; NaN where there is none.
+        That regularised: the damping of least squares [voxel^2], that of total variation, the strength of
+        plug-and-play; NaN where there is none.
+    residuals, misfits : tuple of float
+        Of methods that iterate and tell: relative change, and misfit, after each iteration [1].
+    warnings : tuple of str
+        What there is to beware of; they were given as warnings too.
     """
 
     volume: Volume
@@ -76,6 +92,9 @@ class Reconstruction(Record):
     kept: torch.Tensor = item(0)
     angles: torch.Tensor = item(0)
     weight: torch.Tensor = item(0)
+    residuals: tuple[float, ...] = static(default=())
+    misfits: tuple[float, ...] = static(default=())
+    warnings: tuple[str, ...] = static(default=())
 
     @property
     def measured(self) -> Volume:
@@ -96,12 +115,12 @@ class Reconstruction(Record):
 
         About 1 where a volume explains its images; more where it lacks something, less where it has taken up noise.
         """
-        squares = 0.0
-        for rows in range(0, self.images.shape[1], _ROWS):
-            y = self.images[:, rows : rows + _ROWS]
-            seen = project(self.volume.values[:, rows : rows + _ROWS], self.angles, self._geometry)
-            squares = squares + (seen - y).double().square().sum((1, 2))
-        return squares / self.images[0].numel() / (self.kept * self.noise)
+        return _misfit(self.volume.values, self.images, self.angles, self._geometry) / (self.kept * self.noise)
+
+    @property
+    def consistency(self) -> float:
+        """`misfit` in the mean over the tilts [1]: how closely the volume meets the images as a whole."""
+        return float(self.misfit.mean())
 
     @property
     def _geometry(self) -> TiltGeometry:
@@ -120,8 +139,11 @@ def reconstruct(
     low_pass: float | None = None,
     weight: float | None = None,
     iterations: int | None = None,
+    network: str | Path | None = None,
+    samples: int | None = None,
+    seed: int = 0,
     std: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reconstruction:
     """Tomogram of a tilt series. It has no gradients: for those use the operators.
 
@@ -129,9 +151,10 @@ def reconstruct(
     ----------
     series : TiltSeries
         Counts, or any images whose mean is the unscattered intensity.
-    method : {"wbp", "least-squares", "sirt", "tv", "wiener"}
+    method : {"wbp", "least-squares", "sirt", "tv", "wiener", "pnp", "diffusion", "implicit"}
         Weighted back-projection; damped least squares in closed form; simultaneous iterations; total variation;
-        posterior mean under the Gaussian model of which the images are most probable.
+        posterior mean under the Gaussian model of which the images are most probable. With trained networks:
+        plug-and-play with a denoiser; mean of posterior samples by diffusion. A neural field fitted to the images.
     thickness : float, optional
         Of the volume along the beam [Å]; half the width of the images when left out.
     bin : int
@@ -142,15 +165,22 @@ def reconstruct(
     filter : {"ramp", "exact"}
         Of the back-projection.
     low_pass : float, optional
-        Finest period to keep [Å]; not with total variation and the Wiener filter.
+        Finest period to keep [Å]; of back-projection, least squares and SIRT only.
     weight : float, optional
-        Of the damping, as in `inverse.least_squares` [voxel^2], or of the variation, as in `inverse.tv`; positive, and
-        for these two only. When left out, estimated from the images' noise and signal, or so that the images are met as
-        closely as their noise allows.
+        Of the damping, as in `inverse.least_squares` [voxel^2]; of the variation, as in `inverse.tv`; or the strength
+        of plug-and-play, 1 when left out; for these only. For the others of them it is estimated from the images' noise
+        and signal, or so that the images are met as closely as their noise allows.
     iterations : int, optional
-        Of SIRT, 10 when left out; at most so many of total variation, 100 when left out.
+        Of SIRT, 10 when left out; of plug-and-play, 20; at most so many of total variation, 100, and steps of the
+        neural field, 400.
+    network : str or path, optional
+        Weights file of "pnp" and "diffusion"; the one that comes with the project when left out.
+    samples : int, optional
+        Of diffusion, 8 when left out.
+    seed : int
+        Of diffusion and the neural field.
     std : bool
-        Compute the standard deviation.
+        Compute the standard deviation, where that is not a by-product: it may take twice as long as the volume.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -161,176 +191,94 @@ def reconstruct(
     Warns
     -----
     UserWarning
-        When the series has no optics: not corrected, and scaled as for 300 kV.
+        When the series has no optics: not corrected, and scaled as for 300 kV. When the network was trained at another
+        voxel size. When what the method holds likely has pulled the volume from the images by more than their noise.
 
     Raises
     ------
     ValueError
         For an unknown method, a number out of bounds, images that hold no electrons, or a slab that is too large for
-        the memory that SIRT, total variation and the Wiener filter take.
+        the memory that all but back-projection and least squares take.
+    cryosim.io.FormatError
+        For a weights file that cannot be used.
     """
     how: Any = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
-    design = designed(series, method, thickness=thickness, filter=filter, weight=weight, iterations=iterations, **how)
+    chosen: Any = {"filter": filter, "weight": weight, "iterations": iterations, "samples": samples, "seed": seed}
+    network = None if network is None else str(network)
+    design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
+    if method in LEARNED:
+        from inverse.weights import load_network, warn_of_voxel_size
+
+        warn_of_voxel_size(load_network(design.network), design.voxel_size)
     images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
     design = fitted_design(design, images, noise)
-    values = images.new_empty(design.shape)
-    at_once = method in HALO and math.prod(design.shape) <= _VOXELS_AT_ONCE
-    for rows, layers, block in slabs(images, design, rows=design.shape[1] if at_once else None):
-        values[layers, rows] = block
-        if progress and layers.stop == design.shape[0]:
-            progress(rows.stop, design.shape[1])
-    spread = deviation(series, design, images.dtype, **how) if std else None
+    small = math.prod(design.shape) <= VOXELS_AT_ONCE
+    if method in AT_ONCE or (method in LEARNED and small):
+        with torch.no_grad():
+            made = solved(design, images)
+        if progress:
+            progress(design.shape[1], design.shape[1])
+    else:
+        values = images.new_empty(design.shape)
+        for rows, layers, block in slabs(images, design, rows=design.shape[1] if method in HALO and small else None):
+            values[layers, rows] = block
+            if progress and layers.stop == design.shape[0]:
+                progress(rows.stop, design.shape[1])
+        made = Solved(values)
+    spread = made.std
+    if spread is None and std:
+        layer = deviation(series, design, images, **how)
+        spread = layer[:, None, None].expand(design.shape)
+    period = None if low_pass is None else low_pass / design.voxel_size
+    kept = torch.tensor(kept_variance(design.shape[1:], period), dtype=torch.float64)
+    told = _pulled(design, made.volume, images, kept * noise)
+    for text in told:
+        warnings.warn(f"reconstruct: {text}", UserWarning, stacklevel=2)
     return Reconstruction(
-        Volume(values, design.voxel_size),
-        None if spread is None else spread[:, None, None].expand(design.shape),
+        Volume(made.volume, design.voxel_size),
+        spread,
         images,
         noise,
-        torch.tensor(kept_variance(design.shape[1:], _in_pixels(low_pass, design)), dtype=torch.float64),
+        kept,
         series.tilts.angles,
         torch.tensor(design.weight, dtype=torch.float64),
+        made.residuals,
+        made.misfits,
+        told,
     )
 
 
-class Stack(Protocol):
-    """Prepared images (tilt, y, x): a tensor, or what reads them from a file image by image and slab by slab."""
+def _misfit(values: torch.Tensor, images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
+    """Mean square (tilt,) of what images (tilt, row, u) differ by from those of a volume (z, row, x)."""
+    squares = torch.zeros(len(images), dtype=torch.float64)
+    for rows in range(0, images.shape[1], ROWS):
+        seen = project(values[:, rows : rows + ROWS], angles, geometry)
+        squares = squares + (seen - images[:, rows : rows + ROWS]).double().square().sum((1, 2))
+    return squares / images[0].numel()
 
-    @property
-    def shape(self) -> Sequence[int]: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    def __getitem__(self, which: Any, /) -> torch.Tensor: ...
 
+def _pulled(design: Design, values: torch.Tensor, images: torch.Tensor, noise: torch.Tensor) -> tuple[str, ...]:
+    """A warning if what a method holds likely has pulled the volume from what the images say.
 
-class Design(NamedTuple):
-    """What a tomogram will be and how it is made of prepared images.
-
-    Attributes
-    ----------
-    shape : (int, int, int)
-        (z, y, x) [voxel].
-    voxel_size : float
-        [Å].
-    angles : tuple of float
-        Of the tilts [deg].
-    method : {"wbp", "least-squares", "sirt", "tv", "wiener"}
-    filter : {"ramp", "exact"}
-        Of the back-projection.
-    weight : float
-        Of what regularises, as in `reconstruct`; NaN where nothing does, and as long as it is to be found.
-    iterations : int
-        0 for methods in closed form.
-    noise : float
-        Mean variance of a pixel of faded images [V^2·voxel^2], for total variation; NaN as long as it is to be found.
-    model : tuple of tuple of float, or None
-        Spectrum, frequencies, noise and thickness of the `GaussianModel` of the Wiener filter; None as weight is NaN.
+    Seen in the middle rows, by the misfit of the volume over the noise; where least squares, which holds nothing
+    likely, does not meet the images either, more is allowed: then it is the images that are of no volume at all.
     """
-
-    shape: tuple[int, int, int]
-    voxel_size: float
-    angles: tuple[float, ...]
-    method: Method
-    filter: Filter
-    weight: float
-    iterations: int = 0
-    noise: float = math.nan
-    model: tuple[tuple[float, ...], ...] | None = None
-
-    @property
-    def geometry(self) -> TiltGeometry:
-        """Of the projection of one row."""
-        depth, _, width = self.shape
-        return tilt_geometry(depth, width, width, "camera", max(abs(angle) for angle in self.angles))
-
-
-def designed(
-    series: TiltSeries,
-    method: Method,
-    *,
-    thickness: float | None,
-    bin: int,
-    ctf: Correction,
-    filter: Filter,
-    low_pass: float | None,
-    weight: float | None,
-    iterations: int | None,
-) -> Design:
-    """What `reconstruct` would make, with the arguments checked and nothing computed. Errors are its own."""
-    for name, given, known in (("method", method, Method), ("filter", filter, Filter), ("ctf", ctf, Correction)):
-        if given not in get_args(known):
-            listed = ", ".join(f'"{one}"' for one in get_args(known))
-            raise ValueError(f"reconstruct: expected the {name} to be one of {listed}, got {given!r}.")
-    if thickness is not None and not thickness > 0:
-        raise ValueError(f"reconstruct: expected a positive thickness [Å], got {thickness}.")
-    if low_pass is not None and not 0 < low_pass < math.inf:
-        raise ValueError(f"reconstruct: expected a positive low_pass [Å], got {low_pass}. Leave it out to keep all.")
-    if weight is not None and not 0 < weight < math.inf:
-        raise ValueError(f"reconstruct: expected a positive weight, got {weight}.")
-    if low_pass is not None and method in HALO:
-        raise ValueError(
-            f"reconstruct: method {method}: expected no low_pass, got {low_pass} Å: what it expects of specimen and "
-            "noise says what to keep. Leave it out, or filter the volume."
-        )
-    if weight is not None and method not in ("least-squares", "tv"):
-        raise ValueError(f"reconstruct: method {method}: expected no weight, got {weight}. Leave it out.")
-    if iterations is not None and method not in _ITERATIONS:
-        raise ValueError(f"reconstruct: method {method}: expected no iterations, got {iterations}. Leave them out.")
-    if iterations is not None and not (1 <= iterations < math.inf and iterations == int(iterations)):
-        raise ValueError(f"reconstruct: expected 1 of the iterations or more, got {iterations}.")
-    rows, width = frame_shape(series, bin)
-    voxel = float(series.pixel_size) * bin
-    thickness = width * voxel / 2 if thickness is None else thickness
-    if thickness > _DEEPEST * voxel:
-        raise ValueError(
-            f"reconstruct: expected a thickness of at most {_DEEPEST} voxels of {voxel:g} Å, got {thickness:g} Å. "
-            "Check its unit, or raise bin."
-        )
-    shape = (max(1, round(thickness / voxel)), rows, width)
-    if (
-        method not in ("wbp", "least-squares")
-        and shape[0] * min(rows, _ROWS + 2 * HALO.get(method, 0)) * width > _MOST_VOXELS
-    ):
-        raise ValueError(
-            f"reconstruct: method {method}: expected a slab of rows to have at most {_MOST_VOXELS:.3g} voxels, as it "
-            f"takes some 60 bytes for each; layers of {width} and a depth of {shape[0]} have more. Raise bin, or lower "
-            "the thickness."
-        )
-    given = weight if weight is not None and method in ("least-squares", "tv") else math.nan
-    steps = int(iterations or _ITERATIONS[method]) if method in _ITERATIONS else 0
-    design = Design(shape, voxel, tuple(series.tilts.angles.tolist()), method, filter, float(given), steps)
-    _ = design.geometry  # refuses tilts that are too steep
-    return design
-
-
-def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
-    """`design` with what its method needs to know of the prepared images, where it was not given."""
-    design = design._replace(noise=float(noise.double().mean()) * kept_variance(design.shape[1:], None))
-    if design.method == "least-squares" and math.isnan(design.weight):
-        angles = torch.tensor(design.angles, dtype=torch.float64)
-        return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
-    if design.method not in HALO:
-        return design
-    from inverse.physics.gaussian_estimate import estimate_model
-    from inverse.priors.classic import TotalVariation
-    from inverse.solvers.regularised import matching_weight
-
-    depth, height, width = design.shape
-    n = min(height, max(32, min(256, _VOXELS_AT_ONCE // (depth * width))))
-    few = slice((height - n) // 2, (height - n) // 2 + n)
-    seen = images[:, few]
-    physics = _projection(design, seen.shape[1])
-    if design.method == "wiener":
-        model = estimate_model(physics, seen).model
-        thickness = (_ROOM * model.thickness).clamp_max(design.shape[0] + 1)
-        parts = (model.spectrum, model.frequencies, model.noise, thickness[None])
-        return design._replace(model=tuple(tuple(part.tolist()) for part in parts))
-    if math.isnan(design.weight):
-        weight, _ = matching_weight(physics, seen[None, None], TotalVariation(), design.noise)
-        return design._replace(weight=float(weight))
-    return design
-
-
-def _in_pixels(low_pass: float | None, design: Design) -> float | None:
-    return None if low_pass is None else low_pass / design.voxel_size
+    if design.method not in _ASSUMING:
+        return ()
+    rows = middle_rows(design, _STRIP)
+    angles, geometry, seen = torch.tensor(design.angles, dtype=torch.float64), design.geometry, images[:, rows]
+    damping = 1e-3 * largest_eigenvalue(angles, geometry)
+    plan = row_backprojection(angles, geometry, gram_solver(angles, damping, geometry), seen.dtype)
+    least = torch.cat([block for _, block in backproject_rows(plan, seen)])
+    given, floor = (float((_misfit(v, seen, angles, geometry) / noise).mean()) for v in (values[:, rows], least))
+    if given <= _ALLOWED * max(1.0, floor):
+        return ()
+    advice = {"pnp": "Lower weight.", "tv": "Lower weight.", "implicit": "Take more iterations."}
+    return (
+        f"method {design.method}: the volume differs from the images by {given:.2f} times the variance of their noise, "
+        f"where {max(1.0, floor):.2f} is possible: what the method holds likely has pulled it from what was measured. "
+        + advice.get(design.method, "Compare with least squares before you believe it."),
+    )
 
 
 @torch.no_grad()
@@ -356,19 +304,31 @@ def slabs(
     values : tensor (layer, row, x)
         [V].
     """
-    height, step, halo = design.shape[1], rows or _ROWS, HALO.get(design.method, 0)
+    height, step, halo = design.shape[1], rows or ROWS, HALO.get(design.method, 0)
+    starts = range(0, height, step) if starts is None else starts
+    if design.method in AT_ONCE:
+        whole = solved(design, images[:, 0:height]).volume
+        for start in starts:
+            yield slice(start, min(start + step, height)), slice(0, len(whole)), whole[:, start : start + step]
+        return
     make = _maker(design, images.dtype, layers)
-    for start in range(0, height, step) if starts is None else starts:
+    for start in starts:
         slab = slice(start, min(start + step, height))
-        for block, values in make(_with_halo(images, slab, halo)):
-            yield slab, block, values[:, halo : values.shape[1] - halo]
+        seen, above = _with_halo(images, slab, halo, padded=design.method not in LEARNED)
+        for block, values in make(seen):
+            yield slab, block, values[:, above : above + slab.stop - start]
 
 
-def _with_halo(images: Stack, slab: slice, halo: int) -> torch.Tensor:
-    """Rows of a slab (tilt, row, u) and `halo` more on both sides, zeros where the images end."""
+def _with_halo(images: Stack, slab: slice, halo: int, *, padded: bool) -> tuple[torch.Tensor, int]:
+    """Rows of a slab (tilt, row, u) and up to `halo` more on both sides; how many of those come first.
+
+    Where the images end there are zeros, if `padded`, else nothing: a network takes zeros for vacuum, with an edge.
+    """
     start, stop = slab.start - halo, slab.stop + halo
     seen = images[:, max(start, 0) : min(stop, images.shape[1])]
-    return functional.pad(seen, (0, 0, max(-start, 0), max(stop - images.shape[1], 0))) if halo else seen
+    if not padded:
+        return seen, slab.start - max(start, 0)
+    return functional.pad(seen, (0, 0, max(-start, 0), max(stop - images.shape[1], 0))) if halo else seen, halo
 
 
 def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.Tensor], Iterator[Block]]:
@@ -383,7 +343,7 @@ def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.T
         return lambda images: backproject_rows(plan, images)
 
     def make(images: torch.Tensor) -> Iterator[Block]:
-        volume = _solved(design, images)
+        volume = solved(design, images).volume
         for start in range(0, len(volume), layers):
             block = slice(start, min(start + layers, len(volume)))
             yield block, volume[block]
@@ -391,28 +351,77 @@ def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.T
     return make
 
 
-def _solved(design: Design, images: torch.Tensor) -> torch.Tensor:
-    """The volume (z, row, x) of images (tilt, row, u), by the methods that make it at once."""
-    from inverse.priors.classic import TotalVariation
-    from inverse.solvers.primal_dual import primal_dual
+class Solved(NamedTuple):
+    """A volume (z, row, x) [V] with what its method tells of it, as in `Reconstruction`."""
+
+    volume: torch.Tensor
+    std: torch.Tensor | None = None
+    residuals: tuple[float, ...] = ()
+    misfits: tuple[float, ...] = ()
+
+
+def solved(design: Design, images: torch.Tensor) -> Solved:
+    """The volume of images (tilt, row, u), by the methods that make all rows of it at once."""
+    return _SOLVERS[design.method](design, images)
+
+
+def _by_sirt(design: Design, images: torch.Tensor) -> Solved:
     from inverse.solvers.sirt import sirt
+
+    return Solved(sirt(design.projection(images.shape[1]), images, iterations=design.iterations))
+
+
+def _by_wiener(design: Design, images: torch.Tensor) -> Solved:
     from inverse.solvers.wiener import wiener
 
-    physics = _projection(design, images.shape[1])
-    if design.method == "sirt":
-        return sirt(physics, images, iterations=design.iterations)
-    if design.method == "wiener":
-        return wiener(physics, images, _model(design)).volume
-    priors = [(TotalVariation(), design.weight)]
+    return Solved(wiener(design.projection(images.shape[1]), images, _model(design)).volume)
+
+
+def _by_variation(design: Design, images: torch.Tensor) -> Solved:
+    from inverse.priors.classic import TotalVariation
+    from inverse.solvers.primal_dual import primal_dual
+
+    physics, priors = design.projection(images.shape[1]), [(TotalVariation(), design.weight)]
     found = primal_dual(physics, images[None, None], priors, noise=design.noise, iterations=design.iterations)
-    return found.volume[0, 0]
+    return Solved(found.volume[0, 0])
 
 
-def _projection(design: Design, rows: int) -> TiltProjection:
-    from inverse.physics.tilt import TiltProjection
+def _by_plug_and_play(design: Design, images: torch.Tensor) -> Solved:
+    from inverse.solvers.plug_and_play import plug_and_play
 
-    depth, _, width = design.shape
-    return TiltProjection(torch.tensor(design.angles, dtype=torch.float64), (depth, rows, width))
+    physics, denoiser = design.projection(images.shape[1]), design.denoiser(images.dtype)
+    how: Any = {"iterations": design.iterations, "strength": design.weight, "noise_levels": design.levels}
+    made = plug_and_play(physics, images, denoiser, design.noise, **how)
+    return Solved(made.volume, None, tuple(made.residuals[:, 0].tolist()), tuple(made.misfits[:, 0].tolist()))
+
+
+def _by_diffusion(design: Design, images: torch.Tensor) -> Solved:
+    from inverse.solvers.diffusion import diffusion
+
+    generator = torch.Generator(images.device).manual_seed(design.seed)
+    physics, denoiser = design.projection(images.shape[1]), design.denoiser(images.dtype)
+    made = diffusion(physics, images, denoiser, design.noise, samples=design.samples, generator=generator)
+    return Solved(made.mean, made.std)
+
+
+def _by_field(design: Design, images: torch.Tensor) -> Solved:
+    from inverse.solvers.implicit import implicit
+
+    generator = torch.Generator(images.device).manual_seed(design.seed)
+    physics = design.projection(images.shape[1])
+    with torch.enable_grad():
+        made = implicit(physics, images, design.noise, steps=design.iterations, generator=generator)
+    return Solved(made.volume)
+
+
+_SOLVERS: dict[str, Callable[[Design, torch.Tensor], Solved]] = {
+    "sirt": _by_sirt,
+    "wiener": _by_wiener,
+    "tv": _by_variation,
+    "pnp": _by_plug_and_play,
+    "diffusion": _by_diffusion,
+    "implicit": _by_field,
+}
 
 
 def _model(design: Design) -> GaussianModel:
@@ -424,55 +433,71 @@ def _model(design: Design) -> GaussianModel:
 
 
 def deviation(
-    series: TiltSeries, design: Design, dtype: torch.dtype, *, bin: int, ctf: Correction, low_pass: float | None
-) -> torch.Tensor | None:
-    """Standard deviation (z,) [V] of the voxels that `design` makes of `series`; None for total variation.
+    series: TiltSeries,
+    design: Design,
+    images: torch.Tensor,
+    *,
+    bin: int,
+    ctf: Correction,
+    low_pass: float | None,
+) -> torch.Tensor:
+    """Standard deviation (z,) [V] that noise makes in the voxels that `design` makes of `series`.
 
-    That of the Wiener filter is exact. Else images that hold nothing but noise, of the counts of the series, are
-    prepared and reconstructed in the same way, and the deviation is that of the middle half of them, good to a few
-    percent.
+    That of the Wiener filter is exact, of its posterior. Methods that are linear in the images are given nothing but
+    noise: images of the counts of the series, prepared and reconstructed in the same way. Others answer to noise as to
+    what is there: images of their own volume, seen anew with two such draws of noise (parametric bootstrap, Efron 1979,
+    doi:10.1214/aos/1176344552), make two volumes that differ by sqrt(2) of it. The deviation is that of the middle
+    half, good to a few percent.
     """
-    if design.method == "tv":
-        return None
     if design.method == "wiener":
         from inverse.solvers.wiener import posterior_std
 
-        physics = _projection(design, 64)
-        return posterior_std(physics, _model(design))[:, 0, 0].to(dtype)
+        return posterior_std(design.projection(64), _model(design))[:, 0, 0].to(images)
     depth, _, width = design.shape
-    rows = min(max(32, -(-2 * _NOISE_SAMPLES // width)), 512)
-    means = torch.stack([image.mean(dtype=torch.float64) for image in series.images]).to(dtype)
+    if design.method in ("wbp", "least-squares", "sirt"):
+        rows = min(max(32, -(-2 * _NOISE_SAMPLES // width)), 512)
+        strip = design._replace(shape=(depth, rows, width))
+        made = _whole(strip, _noise_of(series, rows, bin, ctf, low_pass, images, seed=0))
+    else:
+        few = middle_rows(design, _STRIP)
+        strip = design._replace(shape=(depth, few.stop - few.start, width))
+        first = _whole(strip, images[:, few])
+        seen = project(first, torch.tensor(design.angles, dtype=torch.float64), design.geometry)
+        one, other = (
+            _whole(strip, seen + _noise_of(series, strip.shape[1], bin, ctf, low_pass, images, seed)) for seed in (0, 1)
+        )
+        made = (one - other) / math.sqrt(2)
+    middle = slice(width // 4, width // 4 + max(1, width // 2))
+    return made[..., middle].double().square().mean((1, 2)).sqrt().to(images)
+
+
+def _whole(design: Design, images: torch.Tensor) -> torch.Tensor:
+    """The volume (z, row, x) of a few rows."""
+    if design.method in _SOLVERS:
+        return solved(design, images).volume
+    return torch.cat([block for _, _, block in slabs(images, design, rows=design.shape[1])])
+
+
+def _noise_of(
+    series: TiltSeries,
+    rows: int,
+    bin: int,
+    ctf: Correction,
+    low_pass: float | None,
+    like: torch.Tensor,
+    seed: int,
+) -> torch.Tensor:
+    """Prepared images (tilt, rows, u) of nothing but the noise that counts as large as those of a series have."""
+    width = like.shape[2]
+    means = torch.stack([image.mean(dtype=torch.float64) for image in series.images]).to(like.dtype)
     blank = means[:, None, None].expand(-1, 2 * rows * bin, width * bin)
-    counts = torch.poisson(blank, generator=torch.Generator(means.device).manual_seed(0))
+    counts = torch.poisson(blank, generator=torch.Generator(means.device).manual_seed(seed))
     tilts = series.tilts.replace(shifts=torch.zeros_like(series.tilts.shifts), axis_angle=0.0)
     optics = Optics(300.0) if series.optics is None else series.optics  # as `prepare` takes it, which warned already
     correction: Correction = "none" if series.optics is None else ctf
     noise = series.replace(images=counts, tilts=tilts, optics=optics, movies=None)
     images, _ = prepare(noise, bin=bin, ctf=correction, low_pass=low_pass)
-    strip = slabs(images[:, rows // 2 : rows // 2 + rows], design._replace(shape=(depth, rows, width)), rows=rows)
-    middle = slice(width // 4, width // 4 + max(1, width // 2))
-    variance = [block[..., middle].double().square().mean((1, 2)) for _, _, block in strip]
-    return torch.cat(variance).sqrt().to(dtype)
-
-
-def estimated_damping(images: Stack, noise: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
-    """Damping () [voxel^2]: the noise over the signal at the frequency where the specimen stands out most.
-
-    A volume of power s in each layer shows depth / cos t times s in tilt t. So s is what the power of the images,
-    averaged on rings, exceeds that of the noise by, over that factor. Structures of the strongest ring come back as a
-    Wiener filter would have them, weaker ones less damped than that. At least a tenth of the noise counts as signal.
-    """
-    ny, nx = images.shape[1:]
-    power = torch.zeros(ny, nx // 2 + 1, dtype=torch.float64)  # mean over the tilts
-    for tilt in range(images.shape[0]):
-        power += torch.fft.rfft2(images[tilt]).abs().square().double() / (ny * nx * images.shape[0])
-    ring = (squared_frequencies((ny, nx), half=True, dtype=torch.float64).sqrt() * min(ny, nx)).round().long()
-    sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64).index_add(0, ring.flatten(), power.flatten())
-    rings = (sums / torch.bincount(ring.flatten()))[2 : min(ny, nx) // 2]  # without the mean and the edges' own ring
-    background = noise.double().mean()
-    seen = (geometry.depth / torch.cos(torch.deg2rad(angles.double()))).mean()
-    signal = (rings - background).max() if len(rings) else torch.zeros_like(background)
-    return background * seen / signal.clamp_min(0.1 * background)
+    return images[:, rows // 2 : rows // 2 + rows]
 
 
 def back_projected(series: TiltSeries, thickness: float, bin: int) -> Volume:

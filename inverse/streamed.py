@@ -35,8 +35,9 @@ from cryosim.cluster import outcomes
 from cryosim.io.files import FormatError, sync, write_text
 from cryosim.io.slabs import MrcSlabs, Precision, Statistics, ZarrSlabs
 from cryosim.io.store import replace_folder
+from inverse.design import Design, Method, designed, fitted_design
 from inverse.preparation import Correction, prepared_images
-from inverse.reconstruction import Design, Method, designed, fitted_design, slabs
+from inverse.reconstruction import slabs
 from inverse.solvers.linear import Filter
 
 _WAITING = 3  # blocks that are computed and not yet written
@@ -59,6 +60,9 @@ def reconstruct_to(
     low_pass: float | None = None,
     weight: float | None = None,
     iterations: int | None = None,
+    network: str | Path | None = None,
+    samples: int | None = None,
+    seed: int = 0,
     resume: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -71,7 +75,7 @@ def reconstruct_to(
     path : str or path
         NAME.mrc (or .rec, .map) or NAME.zarr, on the disk where the work is done. What stands there is replaced at the
         end, and not before.
-    series, method, thickness, bin, ctf, filter, low_pass, weight, iterations
+    series, method, thickness, bin, ctf, filter, low_pass, weight, iterations, network, samples, seed
         As in `inverse.reconstruct`.
     precision : {"float32", "float16"}
         Of the values in the file. The images are prepared, and the sums made, in float32.
@@ -100,7 +104,9 @@ def reconstruct_to(
     """
     target = Path(os.path.realpath(path))
     how: dict[str, Any] = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
-    design = designed(series, method, thickness=thickness, filter=filter, weight=weight, iterations=iterations, **how)
+    chosen: Any = {"filter": filter, "weight": weight, "iterations": iterations, "samples": samples, "seed": seed}
+    network = None if network is None else _network(network)
+    design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
     work = target.with_name(f".{target.name}.work")
     output = _output(target, work, design, precision)
     _check_room(target, work, output.size, _Images(work / "images.f32", _image_shape(design)).size)
@@ -142,6 +148,11 @@ def _output(target: Path, work: Path, design: Design, precision: Precision) -> M
     raise ValueError(f"{target}: expected a name that ends in .mrc, .rec, .map or .zarr, got {target.suffix!r}.")
 
 
+def _network(path: str | Path) -> str:
+    """Weights as other processes find them: by their whole path, or the name of some that come with the project."""
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)
+
+
 def _check_room(target: Path, work: Path, tomogram: int, images: int) -> None:
     """That the disk has room for the tomogram and the prepared images [byte], with what is there of them already."""
     if not target.parent.is_dir():
@@ -175,6 +186,8 @@ def _as_json(design: Design) -> dict[str, Any]:
 def _from_json(fields: dict[str, Any]) -> Design:
     fields = fields | {n: math.nan for n in ("weight", "noise") if fields[n] is None}
     fields |= {n: tuple(fields[n]) for n in ("shape", "angles")}
+    if fields["levels"] is not None:
+        fields["levels"] = tuple(fields["levels"])
     if fields["model"] is not None:
         fields["model"] = tuple(tuple(part) for part in fields["model"])
     return Design(**fields)

@@ -1,0 +1,209 @@
+"""Teaching a `LocalNetwork` with volumes of known truth; it can be interrupted at any time and resumed.
+
+In each step a crop of a volume is projected at tilts of random number, extent and step, some left out, white noise of
+random strength is added, and the network compares what it makes of it with the truth. The crop reaches on in x beyond
+the images where the volume is wide enough, as the specimen does. What is minimised is
+
+    |v - truth|^2 / s^2 + (|v - truth|^2 exp(-l) + l) / 2,
+
+the second with v held fixed: the mean is that of least squares, and l the logarithm of the variance that makes its
+errors most likely (the case beta = 1 of Seitzer et al. 2022, arXiv:2203.09168, in two parts).
+
+All that is random in step i is drawn from a generator seeded with (seed, i).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cryosim.io.files import FormatError
+from inverse.physics.tilt import TiltProjection
+from inverse.priors.local import LocalNetwork
+from inverse.solvers.local import filtered_tilts
+from inverse.train import Progress
+from inverse.weights import read_tensors, write_tensors
+
+_SAVED_EVERY = 200  # steps
+
+
+class LocalPlan(NamedTuple):
+    """How a local network is taught.
+
+    Attributes
+    ----------
+    steps : int
+    crop : int
+        Edge of the volumes [voxel], less where a volume is thinner.
+    rate : float
+        Learning rate of Adam at its highest; it rises over the first steps and falls as a half cosine to a hundredth.
+    extent : (float, float)
+        Least and greatest highest tilt [deg].
+    step : (float, float)
+        Likewise of the angle between tilts [deg].
+    left_out : float
+        Largest share of the tilts that are missing.
+    snr : (float, float)
+        Variance of an image over that of its noise, uniform in its logarithm.
+    seed : int
+    """
+
+    steps: int = 6000
+    crop: int = 48
+    rate: float = 1e-3
+    extent: tuple[float, float] = (40.0, 70.0)
+    step: tuple[float, float] = (2.0, 5.0)
+    left_out: float = 0.2
+    snr: tuple[float, float] = (0.05, 10.0)
+    seed: int = 0
+
+
+class Example(NamedTuple):
+    """Images (tilt, y, x) [V · voxel] with noise of a variance, the operator of that, and the truth (z, y, x)."""
+
+    physics: TiltProjection
+    images: torch.Tensor
+    noise: float
+    truth: torch.Tensor
+
+
+def train_local(
+    network: LocalNetwork,
+    volumes: Sequence[torch.Tensor],
+    plan: LocalPlan,
+    *,
+    state: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> LocalNetwork:
+    """Teach a network in place on volumes (z, y, x) [V], of one voxel size.
+
+    Parameters
+    ----------
+    network : LocalNetwork
+        Its `scale` is that of the volumes.
+    volumes : sequence of tensor (z, y, x)
+        [V].
+    plan : LocalPlan
+    state : str or path, optional
+        File that the state is kept in, every 200 steps and at the end.
+    resume : bool
+        Go on from that file, if it is there.
+    progress : callable, optional
+        Called with (steps done, in all).
+
+    Returns
+    -------
+    LocalNetwork
+        The same, with the running mean of its weights, for use.
+
+    Raises
+    ------
+    ValueError
+        When there is no volume, or one that is not (z, y, x) or has less than 8 voxels along an axis.
+    cryosim.io.FormatError
+        When the state is damaged or belongs to another plan or network.
+    """
+    wrong = [tuple(v.shape) for v in volumes if v.ndim != 3 or min(v.shape) < 8]
+    if not volumes or wrong:
+        raise ValueError(f"train_local: expected volumes (z, y, x) of 8 voxels or more, got {wrong or 'none'}.")
+    network = network.train().requires_grad_(True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=plan.rate, betas=(0.9, 0.99))
+    mean = {name: value.detach().clone() for name, value in network.named_parameters()}
+    first = _restored(Path(state), plan, network, optimiser, mean) if state and resume and Path(state).exists() else 0
+    for step in range(first, plan.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate * _schedule(step, plan.steps)
+        loss = local_loss(network, example(volumes, plan, step))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            kept = min(0.999, (step + 1) / (step + 10))
+            for name, value in network.named_parameters():
+                mean[name].lerp_(value, 1 - kept)
+        if state and ((step + 1) % _SAVED_EVERY == 0 or step + 1 == plan.steps):
+            _save(Path(state), plan, step + 1, network, optimiser, mean)
+        if progress:
+            progress(step + 1, plan.steps)
+    network.load_state_dict(mean)
+    return network.eval().requires_grad_(False)
+
+
+def local_loss(network: LocalNetwork, shown: Example) -> torch.Tensor:
+    """What training makes small, of one example: ()."""
+    tilts = filtered_tilts(shown.physics, shown.images, shown.noise)
+    volume, log_variance = network(tilts)
+    squares = (volume - shown.truth).square() / network.scale**2
+    log_variance = (log_variance - 2 * math.log(network.scale)).clamp(-12, 12)
+    return (squares + (squares.detach() * torch.exp(-log_variance) + log_variance) / 2).mean()
+
+
+@torch.no_grad()
+def example(volumes: Sequence[torch.Tensor], plan: LocalPlan, step: int) -> Example:
+    """What is shown in a step."""
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    volume = volumes[int(torch.randint(len(volumes), (), generator=generator))]
+    shape = [min(plan.crop, n) for n in volume.shape]
+    wide = [*shape[:2], min(2 * plan.crop, volume.shape[2])]
+    corner = [int(uniform(0, n - size + 1)) for n, size in zip(volume.shape, wide, strict=True)]
+    scene = volume[tuple(slice(c, c + size) for c, size in zip(corner, wide, strict=True))].float()
+    angles = _tilts(plan, generator, uniform)
+    images = TiltProjection(angles, (wide[0], wide[1], wide[2]), (shape[1], shape[2])).A(scene[None, None])[0, 0]
+    noise = float(images.var(dim=(1, 2)).mean().clamp_min(1e-12)) / math.exp(uniform(*map(math.log, plan.snr)))
+    images = images + noise**0.5 * torch.randn(images.shape, generator=generator)
+    left = wide[2] // 2 - shape[2] // 2  # centres fall on each other
+    physics = TiltProjection(angles, (shape[0], shape[1], shape[2]))
+    return Example(physics, images, noise, scene[:, :, left : left + shape[2]])
+
+
+def _tilts(plan: LocalPlan, generator: torch.Generator, uniform) -> torch.Tensor:
+    """Angles (tilt,) [deg]: a regular scheme about a somewhat inclined specimen, some of them missing."""
+    extent, step = uniform(*plan.extent), uniform(*plan.step)
+    n = int(2 * extent / step) + 1
+    angles = (torch.arange(n) - (n - 1) / 2) * step + uniform(-step, step)
+    kept = torch.rand(n, generator=generator) >= uniform(0, plan.left_out)
+    return angles[kept] if int(kept.sum()) >= 2 else angles
+
+
+def _schedule(step: int, steps: int) -> float:
+    return min((step + 1) / max(1, min(200, steps // 10)), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _save(
+    path: Path, plan: LocalPlan, step: int, network: LocalNetwork, optimiser: torch.optim.Adam, mean: dict
+) -> None:
+    tensors = {f"mean.{name}": value for name, value in mean.items()}
+    for name, value in network.named_parameters():
+        tensors[f"network.{name}"] = value
+        for part in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{part}.{name}"] = optimiser.state[value][part]
+    write_tensors(path, tensors, {"plan": repr(plan), "step": str(step)})
+
+
+def _restored(path: Path, plan: LocalPlan, network: LocalNetwork, optimiser: torch.optim.Adam, mean: dict) -> int:
+    """Number of steps done; network, optimiser and mean are as they were then."""
+    tensors, text = read_tensors(path)
+    advice = "Give the same arguments as before, or begin anew."
+    if text.get("plan") != repr(plan) or not text.get("step", "").isdecimal():
+        raise FormatError(path, "plan", repr(plan), text.get("plan", "none"), advice)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            names = [f"{part}.{name}" for part in ("network", "mean", "exp_avg", "exp_avg_sq")]
+            if any(key not in tensors or tensors[key].shape != value.shape for key in names):
+                raise FormatError(path, f"tensor {name}", f"the shape {tuple(value.shape)}", "none or another", advice)
+            current, average, first, second = (tensors[key] for key in names)
+            value.copy_(current)
+            mean[name].copy_(average)
+            step = torch.tensor(float(text["step"]))
+            optimiser.state[value] = {"step": step, "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+    return int(text["step"])
