@@ -49,17 +49,16 @@ print("               correlation   std [V]   misfit   not measured")
 for method, result in made.items():
     values = result.volume.values
     invented = float((values - result.measured.values).norm() / values.norm())
-    std = "   -" if result.std is None else f"{float(result.std.mean()):.2f}"
-    misfit = float(result.misfit.mean())
-    print(f"{method:15s}   {correlation(values, truth):.2f}        {std}      {misfit:.2f}     {invented:.0%}")
+    std, misfit = float(result.std.mean()), result.consistency
+    print(f"{method:15s}   {correlation(values, truth):.2f}        {std:.2f}      {misfit:.2f}     {invented:.0%}")
 
 # %%
 figure = plot.ortho_slices({"truth": cs.Volume(truth, VOXEL), **{name: r.volume for name, r in made.items()}}, slab=3)
 
 # %% [markdown]
-# **Error bars.** `std` is of two kinds. For methods that are linear in the images it is what their noise alone does to
-# a voxel; what the missing wedge hides is not in it. The Wiener filter's is that of its posterior: noise and missing
-# views. `misfit` is the mean square of what a volume leaves of the images, over the noise: about 1 is right, less has
+# **Error bars.** `std` is of two kinds. For most methods it is what the noise of the images alone does to a voxel; what
+# the missing wedge hides is not in it. The Wiener filter's is that of its posterior: noise and missing views.
+# `misfit` is the mean square of what a volume leaves of the images, over the noise: about 1 is right, less has
 # taken up noise, more has missed something.
 #
 # **Measured or made up.** `measured` keeps the part of a volume that the tilts determine in spite of their noise. The

@@ -9,13 +9,22 @@ says how far to trust it, voxel by voxel. Four ways to draw them, by the law tha
     levels: `inverse.solvers.split_gibbs`, which says what was measured.
 "moment-matching"
     Rozet et al. 2024 (arXiv:2405.13712), deepinv's: reverse diffusion with the likelihood of a Gaussian whose
-    covariance is the denoiser's Jacobian. It takes that Jacobian tens of times a step.
+    covariance is the denoiser's Jacobian. It takes the gradient of the denoiser a dozen times a step.
 "diffpir"
-    Zhu et al. 2023 (arXiv:2305.08995), deepinv's: fast and sharp; its samples are volumes near the most probable one,
-    and spread less than the posterior does.
+    Zhu et al. 2023 (arXiv:2305.08995), deepinv's: as fast as the first, and made for good pictures; nothing says what
+    law its samples have.
 "dps"
-    Chung et al. 2023 (arXiv:2209.14687), deepinv's, with the likelihood of variance n + sigma^2 |A|^2: no solve at all;
-    needs the denoiser's gradient. A rough law.
+    Chung et al. 2023 (arXiv:2209.14687), deepinv's, with the likelihood of variance n + sigma^2 |A|^2: it solves
+    nothing, needs the denoiser's gradient once a step, and takes the images for noisier than they are.
+
+Measured with the exact denoiser of a Gaussian prior, on 12 x 17 x 24 voxels and 15 tilts of the stretched grid with
+noise of a twentieth of the variance of what the images show, of 8 samples: error of the mean over the size of the
+volume, share of the voxels in their 90 % interval, and rms error over the spread,
+
+    split-gibbs 0.506, 0.892, 1.03    moment-matching 0.509, 0.868, 1.09    diffpir 0.537, 0.878, 1.06
+    dps 0.635, 0.905, 0.97
+
+with DiffPIR's spread 4 to 30 times too wide in the two lowest shells.
 
 deepinv's ways know white noise of one level and operators of norm 1: they are given the operator and the images over
 the noise of each tilt and over the norm. The caller's operator is left as it is.

@@ -116,8 +116,8 @@ def test_noise_of_each_tilt_its_own(generator):
 
 def test_coverage_is_what_the_level_says_and_a_wrong_prior_shows(generator):
     """Ten samples. A prior of a tenth of the power holds what it does not know for small."""
-    physics, denoiser, truth, images, noise = scene(0.5, generator, (12, 60, 16))
-    region = measured_region((12, 60, 16), ANGLES)
+    physics, denoiser, truth, images, noise = scene(0.5, generator, (12, 48, 16))
+    region = measured_region((12, 48, 16), ANGLES)
 
     def shares(prior):
         samples = drawn((physics, prior, truth, images, noise), 10, generator, steps=20)
