@@ -175,8 +175,11 @@ def designed(
         )
     shape = (max(1, round(thickness / voxel)), rows, width)
     _expect_room(method, shape)
-    if method in LEARNED and network is None:
-        network = "crowded"
+    if method in LEARNED:
+        from inverse.weights import load_network, warn_of_voxel_size
+
+        network = network or "crowded"
+        warn_of_voxel_size(load_network(network), voxel)
     design = Design(
         shape,
         voxel,

@@ -206,10 +206,6 @@ def reconstruct(
     chosen: Any = {"filter": filter, "weight": weight, "iterations": iterations, "samples": samples, "seed": seed}
     network = None if network is None else str(network)
     design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
-    if method in LEARNED:
-        from inverse.weights import load_network, warn_of_voxel_size
-
-        warn_of_voxel_size(load_network(design.network), design.voxel_size)
     images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
     design = fitted_design(design, images, noise)
     small = math.prod(design.shape) <= VOXELS_AT_ONCE

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from cryosim.io.files import FormatError
 from inverse.priors.denoiser import NoiseConditionalUNet
@@ -100,14 +101,42 @@ def train_denoiser(
     if not volumes or any(min(volume.shape) < plan.crop for volume in volumes):
         smallest = min((tuple(volume.shape) for volume in volumes), key=min, default="none")
         raise ValueError(f"train: expected volumes of at least {plan.crop} voxels along each axis, got {smallest}.")
-    network = network.to(memory_format=torch.channels_last_3d).train().requires_grad_(True)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return fit(network, plan, lambda step: _loss(network, volumes, plan, step), state, resume, progress)
+
+
+class Schedule(Protocol):
+    """What `fit` asks of a plan; its text tells one from another."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def fit(
+    network: N,
+    plan: Schedule,
+    loss_of: Callable[[int], torch.Tensor],
+    state: str | Path | None,
+    resume: bool,
+    progress: Progress | None,
+) -> N:
+    """The network with the running mean of its weights, for use, after steps of Adam on loss_of(step).
+
+    `state`, `resume`, `progress` and the errors of a state are those of `train_denoiser`.
+    """
+    network = network.train().requires_grad_(True)
     optimiser = torch.optim.Adam(network.parameters(), lr=plan.rate, betas=(0.9, 0.99))
     mean = {name: value.detach().clone() for name, value in network.named_parameters()}
     first = _restored(Path(state), plan, network, optimiser, mean) if state and resume and Path(state).exists() else 0
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate * _schedule(step, plan.steps)
-        loss = _loss(network, volumes, plan, step)
+            group["lr"] = plan.rate * _share_of_rate(step, plan.steps)
+        loss = loss_of(step)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -154,14 +183,14 @@ def _level(network: NoiseConditionalUNet, among: torch.Tensor, where: torch.Tens
     return low * (high / low) ** where
 
 
-def _schedule(step: int, steps: int) -> float:
+def _share_of_rate(step: int, steps: int) -> float:
     return min((step + 1) / max(1, min(200, steps // 10)), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 # the state of a training ----------------------------------------------------------------------------------------------
 
 
-def _save(path: Path, plan: Plan, step: int, network: Any, optimiser: torch.optim.Adam, mean: dict) -> None:
+def _save(path: Path, plan: Schedule, step: int, network: nn.Module, optimiser: torch.optim.Adam, mean: dict) -> None:
     tensors = {f"mean.{name}": value for name, value in mean.items()}
     for name, value in network.named_parameters():
         tensors[f"network.{name}"] = value
@@ -170,7 +199,7 @@ def _save(path: Path, plan: Plan, step: int, network: Any, optimiser: torch.opti
     write_tensors(path, tensors, {"plan": repr(plan), "step": str(step)})
 
 
-def _restored(path: Path, plan: Plan, network: Any, optimiser: torch.optim.Adam, mean: dict) -> int:
+def _restored(path: Path, plan: Schedule, network: nn.Module, optimiser: torch.optim.Adam, mean: dict) -> int:
     """Number of steps done; network, optimiser and mean are as they were then."""
     tensors, text = read_tensors(path)
     advice = "Give the same arguments as before, or begin anew without --resume."

@@ -21,14 +21,10 @@ from typing import NamedTuple
 
 import torch
 
-from cryosim.io.files import FormatError
 from inverse.physics.tilt import TiltProjection
 from inverse.priors.local import LocalNetwork
 from inverse.solvers.local import filtered_tilts
-from inverse.train import Progress
-from inverse.weights import read_tensors, write_tensors
-
-_SAVED_EVERY = 200  # steps
+from inverse.train import Progress, fit
 
 
 class LocalPlan(NamedTuple):
@@ -111,28 +107,7 @@ def train_local(
     wrong = [tuple(v.shape) for v in volumes if v.ndim != 3 or min(v.shape) < 8]
     if not volumes or wrong:
         raise ValueError(f"train_local: expected volumes (z, y, x) of 8 voxels or more, got {wrong or 'none'}.")
-    network = network.train().requires_grad_(True)
-    optimiser = torch.optim.Adam(network.parameters(), lr=plan.rate, betas=(0.9, 0.99))
-    mean = {name: value.detach().clone() for name, value in network.named_parameters()}
-    first = _restored(Path(state), plan, network, optimiser, mean) if state and resume and Path(state).exists() else 0
-    for step in range(first, plan.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = plan.rate * _schedule(step, plan.steps)
-        loss = local_loss(network, example(volumes, plan, step))
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            kept = min(0.999, (step + 1) / (step + 10))
-            for name, value in network.named_parameters():
-                mean[name].lerp_(value, 1 - kept)
-        if state and ((step + 1) % _SAVED_EVERY == 0 or step + 1 == plan.steps):
-            _save(Path(state), plan, step + 1, network, optimiser, mean)
-        if progress:
-            progress(step + 1, plan.steps)
-    network.load_state_dict(mean)
-    return network.eval().requires_grad_(False)
+    return fit(network, plan, lambda step: local_loss(network, example(volumes, plan, step)), state, resume, progress)
 
 
 def local_loss(network: LocalNetwork, shown: Example) -> torch.Tensor:
@@ -173,37 +148,3 @@ def _tilts(plan: LocalPlan, generator: torch.Generator, uniform) -> torch.Tensor
     angles = (torch.arange(n) - (n - 1) / 2) * step + uniform(-step, step)
     kept = torch.rand(n, generator=generator) >= uniform(0, plan.left_out)
     return angles[kept] if int(kept.sum()) >= 2 else angles
-
-
-def _schedule(step: int, steps: int) -> float:
-    return min((step + 1) / max(1, min(200, steps // 10)), 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _save(
-    path: Path, plan: LocalPlan, step: int, network: LocalNetwork, optimiser: torch.optim.Adam, mean: dict
-) -> None:
-    tensors = {f"mean.{name}": value for name, value in mean.items()}
-    for name, value in network.named_parameters():
-        tensors[f"network.{name}"] = value
-        for part in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{part}.{name}"] = optimiser.state[value][part]
-    write_tensors(path, tensors, {"plan": repr(plan), "step": str(step)})
-
-
-def _restored(path: Path, plan: LocalPlan, network: LocalNetwork, optimiser: torch.optim.Adam, mean: dict) -> int:
-    """Number of steps done; network, optimiser and mean are as they were then."""
-    tensors, text = read_tensors(path)
-    advice = "Give the same arguments as before, or begin anew."
-    if text.get("plan") != repr(plan) or not text.get("step", "").isdecimal():
-        raise FormatError(path, "plan", repr(plan), text.get("plan", "none"), advice)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            names = [f"{part}.{name}" for part in ("network", "mean", "exp_avg", "exp_avg_sq")]
-            if any(key not in tensors or tensors[key].shape != value.shape for key in names):
-                raise FormatError(path, f"tensor {name}", f"the shape {tuple(value.shape)}", "none or another", advice)
-            current, average, first, second = (tensors[key] for key in names)
-            value.copy_(current)
-            mean[name].copy_(average)
-            step = torch.tensor(float(text["step"]))
-            optimiser.state[value] = {"step": step, "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
-    return int(text["step"])

@@ -51,6 +51,7 @@ from deepinv.sampling import (
 
 from cryosim.core.record import Record, item
 from inverse.physics.base import TiltPhysics
+from inverse.priors.wrappers import Affine, known_levels
 from inverse.solvers.linear import as_batch
 from inverse.solvers.split_gibbs import Problem, chain, damped, ladder, white
 
@@ -190,7 +191,7 @@ def _problem(
 
 
 def _noise_levels(denoiser: Denoiser) -> tuple[float, float]:
-    low, high = getattr(denoiser, "noise_levels", (0.0, math.inf))
+    low, high = known_levels(denoiser)
     if not 0 <= low < high:
         raise ValueError(f"denoiser.noise_levels: expected (lowest, highest), got {(low, high)}.")
     return float(low), float(high)
@@ -263,7 +264,8 @@ def _diffpir(
     """DiffPIR takes volumes for images between 0 and 1, and clips them: they are mapped to it and back."""
     low, high = float(first.min()), float(first.max())
     low, span = low - (high - low), 3 * (high - low)  # peaks of a volume rise above those of damped least squares
-    denoiser = _Unit(problem.denoise, low, span)
+    between = (-low / span, (1 - low) / span)  # what 0 and 1 of the volume become
+    denoiser = Affine(problem.denoise, *between)  # type: ignore[arg-type]
     offset = physics.A(torch.full_like(first, low))
     physics.noise_model = GaussianNoise(physics.level / span)  # as deepinv reads it: of images over the span
     sampler = _TruncatedDiffPIR(
@@ -308,17 +310,6 @@ class _White(LinearPhysics):
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float | torch.Tensor, *_, **__) -> torch.Tensor:
         noise = self.unit.double().flatten() ** 2 / float(gamma)
         return damped(self.inside, z, y * self.unit.to(y), noise if len(noise) > 1 else noise[0], 1.0)
-
-
-class _Unit(torch.nn.Module):
-    """A denoiser of volumes that were mapped from (low, low + span) to (0, 1)."""
-
-    def __init__(self, denoise: Callable[..., torch.Tensor], low: float, span: float) -> None:
-        super().__init__()
-        self.denoise, self.low, self.span = denoise, low, span
-
-    def forward(self, x: torch.Tensor, sigma: float | torch.Tensor, **_) -> torch.Tensor:
-        return (self.denoise(self.low + self.span * x, self.span * float(sigma)) - self.low) / self.span
 
 
 class _TruncatedDiffPIR(DiffPIR):

@@ -190,7 +190,7 @@ def test_a_few_steps_of_training_lower_the_loss_and_can_be_resumed(generator, tm
     again = LocalNetwork(features=2, width=8)
     again.load_state_dict(start)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr("inverse.train_local._SAVED_EVERY", 5)
+        patch.setattr("inverse.train._SAVED_EVERY", 5)
         train_local(again, volumes, plan, state=tmp_path / "state.safetensors", progress=stop)
     other = LocalNetwork(features=2, width=8)
     train_local(other, volumes, plan, state=tmp_path / "state.safetensors", resume=True)
