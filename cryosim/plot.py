@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -61,7 +62,8 @@ _STYLE: Any = {k: v for k, v in rcParamsDefault.items() if k != "backend"} | {
     "image.origin": "lower",
 }
 _BAR_LENGTHS = [base * 10**power for power in range(-1, 5) for base in (1, 2, 5)]  # [nm]
-_PANEL = 384  # [px] of the widest plane in `ortho_slices`
+_STEPS = (1, 2, 5, 10)  # between ticks
+_PANEL = 384  # [px] of the widest plane in `ortho_slices` and `measured_slices`
 _RINGS = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0)  # [Å]
 
 
@@ -365,13 +367,171 @@ def fsc_curves(
     return figure
 
 
+@_styled
+def measured_slices(volume: Volume, measured: Volume, *, std: torch.Tensor | None = None, slab: int = 1) -> Figure:
+    """Central xy and xz planes of a volume, of the part that was measured, of the rest, and of the standard deviation.
+
+    Parameters
+    ----------
+    volume : Volume
+        Values (z, y, x) [V].
+    measured : Volume
+        The part of it that images determine, of the same shape; the rest is what the two differ by. All three share one
+        range of grey.
+    std : tensor (z, y, x), optional
+        Of the voxels of the volume [V]; shown from 0 upwards in a scale of its own, and without averaging across the
+        plane, as it is that of single voxels. One column less when left out.
+    slab : int
+        Voxels that the first three are averaged over across a plane.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        When the shapes differ, slab is less than 1, or a value is not real or not finite.
+    """
+    given = {"volume": volume.values, "measured": measured.values} | ({} if std is None else {"std": std})
+    for name, values in given.items():
+        expect_finite(values, 3, f"measured_slices: {name}")
+        if values.shape != volume.values.shape:
+            raise ValueError(
+                f"measured_slices: {name}: expected the shape {tuple(volume.values.shape)} of the volume, got "
+                f"{tuple(values.shape)}. Give what belongs to this volume."
+            )
+    if slab < 1:
+        raise ValueError(f"measured_slices: expected slab >= 1, got {slab}.")
+    voxel = float(volume.voxel_size)
+    depth, height, width = (n * voxel for n in volume.values.shape)  # [Å]
+    factor = _bin_factor(volume.values.shape, _PANEL)
+    whole, kept = (_sections(values, slab, factor) for values in (volume.values, measured.values))
+    columns = {
+        "volume": whole,
+        "measured": kept,
+        "the rest: the method’s own": [a - b for a, b in zip(whole, kept, strict=True)],
+    }
+    window = robust_window(np.concatenate([plane.ravel() for plane in whole]))
+    n = len(given) + 1
+    panel = 2.45  # [inch]
+    figure = Figure((panel * n, panel * (height + depth) / width + 0.9), dpi=120, layout="constrained")
+    grid = figure.subplots(2, n, squeeze=False, height_ratios=(height, depth))
+    shown = [(title, planes, window, "gray") for title, planes in columns.items()]
+    if std is not None:
+        planes = _sections(std, 1, factor)
+        top = float(np.percentile(np.concatenate([plane.ravel() for plane in planes]), 99.5))
+        shown.append(("standard deviation", planes, (0.0, top or 1.0), "viridis"))
+    for axes, (title, planes, limits, colours) in zip(grid.T, shown, strict=True):
+        axes[0].set_title(title)
+        for axis, plane, field in zip(axes, planes, ((width, height), (width, depth)), strict=True):
+            _picture(axis, plane, limits, factor * voxel, down=axis is axes[1], field=field)
+            axis.images[0].set_cmap(colours)
+    for axis, letter in zip(grid[:, 0], "yz", strict=True):
+        axis.set_xlabel("x", labelpad=2)
+        axis.set_ylabel(letter, rotation=0, labelpad=7, va="center")
+    _scale_bar(grid[0, 0], width)
+    _beam_arrow(grid[1, 0])
+    _colour_bar(figure, grid[:, :3], "potential [V]", 1 / 3)
+    if std is not None:
+        _colour_bar(figure, grid[:, 3:], "standard deviation [V]", 1.0)
+    return figure
+
+
+@_styled
+def misfit_curves(misfits: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Figure:
+    """How closely volumes meet the images of each tilt, with the line at 1, where they meet them within the noise.
+
+    Parameters
+    ----------
+    misfits : mapping of str to (tensor (tilt,), tensor (tilt,))
+        Angles [deg], in any order, and mean square difference over the variance of the noise [1]. On a logarithmic
+        scale where the largest is more than ten times the smallest.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        When there is no curve, or angles and misfits differ in number, or a misfit is not finite or negative.
+    """
+    if not misfits:
+        raise ValueError("misfit_curves: expected at least one curve, got none.")
+    figure = Figure((7.0, 3.9), layout="constrained")
+    axis = figure.subplots()
+    ends = [1.0]
+    for i, (name, (angles, values)) in enumerate(misfits.items()):
+        angle, misfit = (v.detach().cpu().double().numpy() for v in (angles, values))
+        if angle.shape != misfit.shape or misfit.size == 0 or not (np.isfinite(misfit) & (misfit >= 0)).all():
+            raise ValueError(
+                f"misfit_curves: {name!r}: expected as many finite, not negative misfits as angles, got {misfit.shape} "
+                f"for {angle.shape}, from {misfit.min(initial=np.inf):g}. Find the noise that they were divided by."
+            )
+        order = np.argsort(angle, kind="stable")
+        axis.plot(angle[order], misfit[order], label=name, **_line(i), ms=4.5, lw=1.5)
+        ends += [misfit.min(), misfit.max()]
+    _misfit_axis(axis, ends)
+    axis.set_xlabel("tilt angle [°]")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+@_styled
+def convergence_curves(residuals: Mapping[str, Sequence[float]], misfits: Mapping[str, Sequence[float]]) -> Figure:
+    """Relative change of volumes, on a logarithmic scale, and their misfit after each iteration.
+
+    Parameters
+    ----------
+    residuals : mapping of str to sequence of float
+        Relative change after each iteration [1]; names without any take a colour and no line.
+    misfits : mapping of str to sequence of float
+        Mean square difference from the images over the variance of the noise, after each iteration [1].
+
+    Returns
+    -------
+    Figure
+        With one panel for each of the two that holds a number.
+
+    Raises
+    ------
+    ValueError
+        When there is no number at all.
+    """
+    names = list(dict.fromkeys([*residuals, *misfits]))
+    panels = [curves for curves in (residuals, misfits) if any(len(values) for values in curves.values())]
+    if not panels:
+        raise ValueError("convergence_curves: expected the numbers of at least one iteration, got none.")
+    figure = Figure((4.6 * len(panels) + 0.6, 3.6), layout="constrained")
+    for axis, curves in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, values in curves.items():
+            if len(values):
+                line = _line(names.index(name))
+                axis.plot(range(1, len(values) + 1), values, label=name, **line, ms=4.0, lw=1.5)
+        axis.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
+        axis.set_xlabel("iteration")
+        if curves is misfits:
+            _misfit_axis(axis, [1.0, *(value for values in curves.values() for value in values)])
+        else:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.set_ylabel("relative change")
+    handles = {
+        text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
 def to_png(figure: Figure) -> bytes:
     """PNG file of a figure in 256 colours: the same figure, the same bytes; no date and no program name."""
     buffer, canvas = io.BytesIO(), FigureCanvasAgg(figure)
     with rc_context(_STYLE):
         canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)  # keeps rare colours
+    few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -436,6 +596,38 @@ def signed_degrees(angle: float) -> str:
     """Angle [deg] as a label, with a true minus sign."""
     text = f"{abs(angle):.1f}".removesuffix(".0")
     return f"{'−' if angle < 0 and float(text) else '+' if float(text) else ''}{text}°"
+
+
+def _sections(values: torch.Tensor, slab: int, factor: int) -> list[np.ndarray]:
+    """Central planes (y, x) and (z, x), averaged over `slab` voxels across and squares of `factor` within."""
+    return [_averaged(torch.from_numpy(plane), factor) for plane in central_planes(values, slab)[:2]]
+
+
+def _line(i: int) -> dict[str, Any]:
+    return {"color": OKABE_ITO[i % len(OKABE_ITO)], "marker": _MARKERS[i % len(_MARKERS)]}
+
+
+def _misfit_axis(axis: Axes, values: Sequence[float]) -> None:
+    """Vertical axis of misfits with the line at 1, logarithmic where the `values` [1] differ more than tenfold."""
+    axis.axhline(1.0, color=_INK, lw=1.0, ls=":")
+    label = axis.annotate("as the\nnoise", (1.01, 1.0), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+    label.set_in_layout(True)
+    if 0 < min(values) < max(values) / 10:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_ylim(0, 1.1 * max(values))
+    axis.set_ylabel("misfit / variance of the noise")
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray, label: str, shrink: float) -> None:
+    """Scale of the pictures of `axes` (row, column) below them, `shrink` of their width long."""
+    bar = figure.colorbar(
+        axes[0, 0].images[0], ax=axes, location="bottom", label=label, shrink=0.9 * shrink, aspect=20, pad=0.03
+    )
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5, steps=_STEPS)
+    bar.update_ticks()
 
 
 def _bin_factor(shape: Sequence[int], width: int) -> int:

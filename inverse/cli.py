@@ -24,6 +24,7 @@ class _Method(StrEnum):
     wiener = "wiener"
     pnp = "pnp"
     diffusion = "diffusion"
+    local = "local"
     implicit = "implicit"
 
 
@@ -89,7 +90,7 @@ def reconstruct(
         int | None, typer.Option(min=1, help="Of sirt (else 10), pnp (20); at most of tv (100) and implicit (400).")
     ] = None,
     network: Annotated[
-        str | None, typer.Option(help="Weights of pnp and diffusion (.safetensors); else those that come along.")
+        str | None, typer.Option(help="Weights of pnp, diffusion or local (.safetensors); else those that come along.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Of diffusion (else 8), whose mean is written.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of diffusion and implicit.")] = 0,

@@ -13,7 +13,6 @@ from cryosim import config as configuration
 from cryosim.acquisition.frames import dose_weights, sum_frames
 from cryosim.acquisition.series import TiltSeries
 from cryosim.config import RunConfig
-from cryosim.core.volume import Volume
 from cryosim.io.eer import render_eer
 from cryosim.io.files import atomic_write
 from cryosim.io.mrc import read_volume, write_volume
@@ -24,7 +23,7 @@ from cryosim.plot import ortho_slices, to_png
 from cryosim.run import Progress, run
 from cryosim.specimen.damage import Damage
 from inverse.metrics.fsc import ShellCorrelation, fsc, measured_region
-from inverse.reconstruction import Method, reconstruct
+from inverse.reconstruction import Method, Reconstruction, reconstruct
 from inverse.report import write_report
 
 DETAIL = 16.0
@@ -91,7 +90,7 @@ def demo(
     depth, rows, width = truth.values.shape
     thickness = depth * voxel
     region = measured_region((depth, rows, width), series.tilts.angles)
-    volumes: dict[str, Volume] = {}
+    results: dict[str, Reconstruction] = {}
     measured: dict[str, ShellCorrelation] = {}
     whole: dict[str, ShellCorrelation] = {}
     paths = []
@@ -103,7 +102,7 @@ def demo(
             low_pass=DETAIL if events else None,
             progress=lambda done, total, name=name: report(name, done, total),
         )
-        volumes[name] = made.volume
+        results[name] = made
         paths.append(Path(folder) / f"{config.name}_{method}.mrc")
         write_volume(paths[-1], made.volume)
         pair = (made.volume.values, truth.values, voxel)
@@ -112,14 +111,15 @@ def demo(
     report("report", 0, 1)
     picture = Path(folder) / f"{config.name}_slices.png"
     with atomic_write(picture) as temporary:
-        temporary.write_bytes(to_png(ortho_slices({"truth": truth, **volumes}, slab=5)))
+        volumes = {"truth": truth} | {name: made.volume for name, made in results.items()}
+        temporary.write_bytes(to_png(ortho_slices(volumes, slab=5)))
     page = Path(folder) / "report.html"
     write_report(
         page,
         title=f"{config.name}: a simulated tilt series and its tomograms",
         series=series,
         truth=truth,
-        reconstructions=volumes,
+        reconstructions=results,
         curves=measured,
         whole=whole,
         summary={"Pixel": f"{config.detector.pixel_size:g} Å", "Molecules": _molecules(config)},

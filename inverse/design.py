@@ -7,7 +7,7 @@ load, and back-projection and least squares do without.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.fourier import squared_frequencies
 from inverse.physics.spectral import TiltGeometry, tilt_geometry
-from inverse.preparation import Correction, frame_shape, kept_variance
+from inverse.preparation import Correction, carried, frame_shape, kept_variance
 from inverse.solvers.linear import Filter
 
 if TYPE_CHECKING:
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 
     from inverse.physics.tilt import TiltProjection
 
-Method = Literal["wbp", "least-squares", "sirt", "tv", "wiener", "pnp", "diffusion", "implicit"]
+Method = Literal["wbp", "least-squares", "sirt", "tv", "wiener", "pnp", "diffusion", "implicit", "local"]
 
-HALO = {"tv": 16, "wiener": 32, "pnp": 32}
+HALO = {"tv": 16, "wiener": 32, "pnp": 32, "local": 36}
 """Rows on both sides of a slab that a method sees and does not keep; those not named here need none."""
 
 AT_ONCE = ("diffusion", "implicit")
 """Methods that cannot make a volume in slabs: what they draw or learn belongs to all of it."""
 
-LEARNED = ("pnp", "diffusion")
-"""Methods that take the weights of a network."""
+LEARNED = {
+    "pnp": ("crowded", "NoiseConditionalUNet"),
+    "diffusion": ("crowded", "NoiseConditionalUNet"),
+    "local": ("local", "LocalNetwork"),
+}
+"""Methods that take the weights of a network: those that come with the project for it, and its class."""
 
 ROWS = 64
 """Of a slab, where memory asks for slabs."""
@@ -84,9 +88,11 @@ class Design(NamedTuple):
         Of diffusion.
     seed : int
         Of what is random.
-    noise : float
-        Mean variance of a pixel of faded images [V^2·voxel^2], for methods that weigh it; NaN as long as it is to be
+    noise : tuple of float
+        Variance of a pixel of each faded image [V^2·voxel^2], for methods that weigh it; empty as long as it is to be
         found.
+    transfer : tuple of tuple of float
+        What lens and dose have left in each image, as `inverse.preparation.carried` has it; for the local network.
     levels : (float, float), or None
         Of the denoiser of plug-and-play, first and last [V]; None as long as they are to be found.
     model : tuple of tuple of float, or None
@@ -103,7 +109,8 @@ class Design(NamedTuple):
     network: str = ""
     samples: int = 0
     seed: int = 0
-    noise: float = math.nan
+    noise: tuple[float, ...] = ()
+    transfer: tuple[tuple[float, ...], ...] = ()
     levels: tuple[float, float] | None = None
     model: tuple[tuple[float, ...], ...] | None = None
 
@@ -112,6 +119,11 @@ class Design(NamedTuple):
         """Of the projection of one row."""
         depth, _, width = self.shape
         return tilt_geometry(depth, width, width, "camera", max(abs(angle) for angle in self.angles))
+
+    @property
+    def mean_noise(self) -> float:
+        """`noise`, in the mean over the tilts."""
+        return sum(self.noise) / len(self.noise)
 
     def projection(self, rows: int) -> TiltProjection:
         """The operator of `rows` of the volume."""
@@ -176,10 +188,13 @@ def designed(
     shape = (max(1, round(thickness / voxel)), rows, width)
     _expect_room(method, shape)
     if method in LEARNED:
-        from inverse.weights import load_network, warn_of_voxel_size
+        network = network or LEARNED[method][0]
+        _expect_network(network, method, voxel)
+    transfer = ()
+    if method == "local":
+        from inverse.priors.local import RINGS
 
-        network = network or "crowded"
-        warn_of_voxel_size(load_network(network), voxel)
+        transfer = tuple(map(tuple, carried(series, RINGS, bin=bin, ctf=ctf).tolist()))
     design = Design(
         shape,
         voxel,
@@ -191,14 +206,28 @@ def designed(
         network or "",
         int(samples or _SAMPLES) if method == "diffusion" else 0,
         seed,
+        transfer=transfer,
     )
     _ = design.geometry  # refuses tilts that are too steep
     return design
 
 
-def _expect_none(name: str, given: object, method: str, takers: Sequence[str] | dict[str, int]) -> None:
+def _expect_none(name: str, given: object, method: str, takers: Collection[str]) -> None:
     if given is not None and method not in takers:
         raise ValueError(f"reconstruct: method {method}: expected no {name}, got {given}. Leave it out.")
+
+
+def _expect_network(network: str, method: str, voxel_size: float) -> None:
+    """Refuse the weights of another kind of network; warn of one that was trained at another voxel size."""
+    from inverse.weights import load_network, warn_of_voxel_size
+
+    found, expected = load_network(network), LEARNED[method][1]
+    if type(found).__name__ != expected:
+        raise ValueError(
+            f"reconstruct: method {method}: expected the weights of a {expected}, got those of a "
+            f"{type(found).__name__} in {network}. Leave network out to take those that come with the project."
+        )
+    warn_of_voxel_size(found, voxel_size)
 
 
 def _expect_room(method: str, shape: tuple[int, int, int]) -> None:
@@ -219,7 +248,7 @@ def _expect_room(method: str, shape: tuple[int, int, int]) -> None:
 
 def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
     """`design` with what its method needs to know of the prepared images, where it was not given."""
-    design = design._replace(noise=float(noise.double().mean()) * kept_variance(design.shape[1:], None))
+    design = design._replace(noise=tuple((noise.double() * kept_variance(design.shape[1:], None)).tolist()))
     if design.method == "least-squares" and math.isnan(design.weight):
         angles = torch.tensor(design.angles, dtype=torch.float64)
         return design._replace(weight=float(estimated_damping(images, noise, angles, design.geometry)))
@@ -230,14 +259,15 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
 
         seen = images[:, middle_rows(design, 96)]
         physics, denoiser = design.projection(seen.shape[1]), design.denoiser(seen.dtype)
-        tried = plug_and_play(physics, seen, denoiser, design.noise, iterations=2, strength=design.weight)
+        tried = plug_and_play(physics, seen, denoiser, design.mean_noise, iterations=2, strength=design.weight)
         return design._replace(levels=(float(tried.levels[0]), float(tried.levels[-1])))
     if design.method == "tv" and math.isnan(design.weight):
         from inverse.priors.classic import TotalVariation
         from inverse.solvers.regularised import matching_weight
 
         seen = images[:, middle_rows(design)]
-        weight, _ = matching_weight(design.projection(seen.shape[1]), seen[None, None], TotalVariation(), design.noise)
+        physics, noise_level = design.projection(seen.shape[1]), design.mean_noise
+        weight, _ = matching_weight(physics, seen[None, None], TotalVariation(), noise_level)
         return design._replace(weight=float(weight))
     return design
 

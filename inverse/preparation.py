@@ -14,12 +14,16 @@ import torch
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.constants import interaction_constant
-from cryosim.core.fourier import frequencies, resampling_matrix
+from cryosim.core.fourier import frequencies, resampling_matrix, ring_means, squared_frequencies
+from cryosim.microscope.optics import Optics
 from cryosim.microscope.optics import ctf as contrast_transfer
+from cryosim.specimen.damage import Damage, fading
 from inverse.physics.turn import to_tilt_frame
 from inverse.solvers.linear import low_passed
 
 Correction = Literal["flip", "wiener", "none"]
+
+_SAMPLES = 256  # along both frequencies, of a transfer that is averaged on rings
 
 
 def frame_shape(series: TiltSeries, bin: int) -> tuple[int, int]:
@@ -98,11 +102,40 @@ def _check_counts(series: TiltSeries) -> None:
 
 def _correction(one: TiltSeries, ctf: Correction, dtype: torch.dtype) -> torch.Tensor:
     """What the spectrum of a contrast is multiplied with, (y, x), or (1, y, x) where the optics belong to the tilt."""
-    if ctf == "none" or one.optics is None:
+    if one.optics is None:
         return -torch.ones(one.images.shape[1:], dtype=dtype)  # matter is dark in underfocus
     transfer = contrast_transfer(one.optics, (one.images.shape[1], one.images.shape[2]), one.pixel_size)
-    transfer = transfer.to(dtype.to_complex() if transfer.is_complex() else dtype).conj()
-    return torch.sgn(transfer) if ctf == "flip" else transfer / (transfer.abs() ** 2 + 0.1)
+    return _inverted(transfer.to(dtype.to_complex() if transfer.is_complex() else dtype), ctf)
+
+
+def _inverted(transfer: torch.Tensor, ctf: Correction) -> torch.Tensor:
+    """What corrects for a contrast transfer (..., y, x), by the sign or more."""
+    if ctf == "none":
+        return -torch.ones_like(transfer)
+    return torch.sgn(transfer.conj()) if ctf == "flip" else transfer.conj() / (transfer.abs() ** 2 + 0.1)
+
+
+def carried(series: TiltSeries, rings: int, *, bin: int = 1, ctf: Correction = "flip") -> torch.Tensor:
+    """Share of the potential that prepared images show in rings of frequency (tilt, ring) [1].
+
+    What the lens lets through and its correction makes of that, times what the dose of Grant & Grigorieff's critical
+    exposure leaves (2015, doi:10.7554/eLife.06980), in `cryosim.core.fourier.ring_means`. A series
+    without optics is taken to have a perfect lens, and a series without doses (all zero) not to fade.
+    """
+    voxel, shape = float(series.pixel_size) * bin, (_SAMPLES, _SAMPLES)
+    square, shares = squared_frequencies(shape, voxel, dtype=torch.float64), []
+    for i in range(len(series.tilts)):
+        left = fading(Damage(), square, series.tilts.moment(i), _voltage(series.optics))
+        optics = series.replace(movies=None).index(slice(i, i + 1)).optics
+        if optics is not None:
+            transfer = contrast_transfer(optics, shape, voxel).reshape(shape)
+            left = left * (transfer * _inverted(transfer, ctf)).real
+        shares.append(left)
+    return ring_means(torch.stack(shares), rings)
+
+
+def _voltage(optics: Optics | None) -> torch.Tensor:
+    return torch.as_tensor(300.0 if optics is None else optics.voltage, dtype=torch.float64)
 
 
 def _line_integrals(
@@ -112,8 +145,7 @@ def _line_integrals(
     counts, tilts, axis_angle = one.images.to(dtype), one.tilts, float(one.tilts.axis_angle)
     mean = counts.mean()
     contrast = counts / mean - 1
-    voltage = torch.as_tensor(300.0 if one.optics is None else one.optics.voltage, dtype=torch.float64)
-    gain = 1 / (2 * interaction_constant(voltage) * one.pixel_size * bin).to(dtype).reshape(())
+    gain = 1 / (2 * interaction_constant(_voltage(one.optics)) * one.pixel_size * bin).to(dtype).reshape(())
     spectrum = torch.fft.rfft2(contrast)
     corrected = torch.fft.irfft2(spectrum * correction[..., : spectrum.shape[-1]], s=contrast.shape[1:])
     noise = _kept_noise(correction, bin, axis_angle).reshape(()) / mean * gain**2

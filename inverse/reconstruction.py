@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _NOISE_SAMPLES = 2**15  # of each layer, by which the deviation of noise is measured
 _STRIP = 64  # rows that a method is repeated on, to see how far noise moves it
 _ALLOWED = 1.3  # times the misfit of least squares, where that is more than 1: beyond, a prior has pulled too far
-_ASSUMING = ("tv", "wiener", "pnp", "diffusion", "implicit")  # methods that hold something likelier than else
+_ASSUMING = ("tv", "wiener", "pnp", "diffusion", "implicit", "local")  # methods that hold something likelier than else
 
 Progress = Callable[[int, int], None]
 
@@ -66,8 +66,8 @@ class Reconstruction(Record):
         Potential above its surroundings [V], as far as the images carry it.
     std : tensor (z, y, x), or None
         Standard deviation of each voxel [V]. Of the Wiener filter and diffusion that of a posterior: of what noise and
-        missing views leave open, to the best of the method's knowledge. Of all others that of the noise alone. None
-        where it was not asked for.
+        missing views leave open, to the best of the method's knowledge; of the local network that of the error which
+        it expects of itself. Of all others that of the noise alone. None where it was not asked for.
     images : tensor (tilt, y, x)
         Prepared images that the volume was made of [V·voxel].
     noise : tensor (tilt,)
@@ -83,6 +83,8 @@ class Reconstruction(Record):
         Of methods that iterate and tell: relative change, and misfit, after each iteration [1].
     warnings : tuple of str
         What there is to beware of; they were given as warnings too.
+    method : str
+        That made it, as `reconstruct` takes it; empty when another function did.
     """
 
     volume: Volume
@@ -95,6 +97,7 @@ class Reconstruction(Record):
     residuals: tuple[float, ...] = static(default=())
     misfits: tuple[float, ...] = static(default=())
     warnings: tuple[str, ...] = static(default=())
+    method: str = static(default="")
 
     @property
     def measured(self) -> Volume:
@@ -151,10 +154,11 @@ def reconstruct(
     ----------
     series : TiltSeries
         Counts, or any images whose mean is the unscattered intensity.
-    method : {"wbp", "least-squares", "sirt", "tv", "wiener", "pnp", "diffusion", "implicit"}
+    method : {"wbp", "least-squares", "sirt", "tv", "wiener", "pnp", "diffusion", "implicit", "local"}
         Weighted back-projection; damped least squares in closed form; simultaneous iterations; total variation;
         posterior mean under the Gaussian model of which the images are most probable. With trained networks:
-        plug-and-play with a denoiser; mean of posterior samples by diffusion. A neural field fitted to the images.
+        plug-and-play with a denoiser; mean of posterior samples by diffusion; the local network, which looks at the
+        surroundings of each voxel in all tilts. A neural field fitted to the images.
     thickness : float, optional
         Of the volume along the beam [Å]; half the width of the images when left out.
     bin : int
@@ -174,7 +178,7 @@ def reconstruct(
         Of SIRT, 10 when left out; of plug-and-play, 20; at most so many of total variation, 100, and steps of the
         neural field, 400.
     network : str or path, optional
-        Weights file of "pnp" and "diffusion"; the one that comes with the project when left out.
+        Weights file of "pnp", "diffusion" and "local"; what comes with the project for it when left out.
     samples : int, optional
         Of diffusion, 8 when left out.
     seed : int
@@ -241,6 +245,7 @@ def reconstruct(
         made.residuals,
         made.misfits,
         told,
+        method,
     )
 
 
@@ -378,7 +383,7 @@ def _by_variation(design: Design, images: torch.Tensor) -> Solved:
     from inverse.solvers.primal_dual import primal_dual
 
     physics, priors = design.projection(images.shape[1]), [(TotalVariation(), design.weight)]
-    found = primal_dual(physics, images[None, None], priors, noise=design.noise, iterations=design.iterations)
+    found = primal_dual(physics, images[None, None], priors, noise=design.mean_noise, iterations=design.iterations)
     return Solved(found.volume[0, 0])
 
 
@@ -387,7 +392,7 @@ def _by_plug_and_play(design: Design, images: torch.Tensor) -> Solved:
 
     physics, denoiser = design.projection(images.shape[1]), design.denoiser(images.dtype)
     how: Any = {"iterations": design.iterations, "strength": design.weight, "noise_levels": design.levels}
-    made = plug_and_play(physics, images, denoiser, design.noise, **how)
+    made = plug_and_play(physics, images, denoiser, design.mean_noise, **how)
     return Solved(made.volume, None, tuple(made.residuals[:, 0].tolist()), tuple(made.misfits[:, 0].tolist()))
 
 
@@ -396,8 +401,18 @@ def _by_diffusion(design: Design, images: torch.Tensor) -> Solved:
 
     generator = torch.Generator(images.device).manual_seed(design.seed)
     physics, denoiser = design.projection(images.shape[1]), design.denoiser(images.dtype)
-    made = diffusion(physics, images, denoiser, design.noise, samples=design.samples, generator=generator)
+    made = diffusion(physics, images, denoiser, design.mean_noise, samples=design.samples, generator=generator)
     return Solved(made.mean, made.std)
+
+
+def _by_local_network(design: Design, images: torch.Tensor) -> Solved:
+    from inverse.solvers.local import local
+    from inverse.weights import load_network
+
+    network, noise = load_network(design.network).to(images.dtype), torch.tensor(design.noise, dtype=images.dtype)
+    transfer = torch.tensor(design.transfer, dtype=images.dtype)
+    made = local(design.projection(images.shape[1]), images, network, noise=noise, transfer=transfer)
+    return Solved(made.volume, made.std)
 
 
 def _by_field(design: Design, images: torch.Tensor) -> Solved:
@@ -406,7 +421,7 @@ def _by_field(design: Design, images: torch.Tensor) -> Solved:
     generator = torch.Generator(images.device).manual_seed(design.seed)
     physics = design.projection(images.shape[1])
     with torch.enable_grad():
-        made = implicit(physics, images, design.noise, steps=design.iterations, generator=generator)
+        made = implicit(physics, images, design.mean_noise, steps=design.iterations, generator=generator)
     return Solved(made.volume)
 
 
@@ -417,6 +432,7 @@ _SOLVERS: dict[str, Callable[[Design, torch.Tensor], Solved]] = {
     "pnp": _by_plug_and_play,
     "diffusion": _by_diffusion,
     "implicit": _by_field,
+    "local": _by_local_network,
 }
 
 

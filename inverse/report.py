@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -26,53 +24,21 @@ from cryosim.core.volume import Volume
 from cryosim.io.files import write_text
 from cryosim.microscope.optics import Optics
 from cryosim.plot import (
-    binned,
     expect_finite,
     fsc_curves,
     image_spectrum,
     ortho_slices,
     power_spectrum,
-    robust_window,
     signed_degrees,
     tilt_gallery,
-    to_jpeg,
     to_png,
-    visible,
 )
 from inverse.metrics.fsc import ShellCorrelation
-
-FILM_BUDGET = 1_000_000  # [byte] of the JPEG files of one slider
-MOST_SLICES = 40  # heights that the slider through z stops at
-SLAB = 20.0  # [Å] that the sections of the tomograms are averaged over
+from inverse.reconstruction import Reconstruction
+from inverse.report_evidence import evidence
+from inverse.report_pictures import SLAB, Picture, in_slab, png, slice_film, tilt_film
 
 _THRESHOLDS = (0.143, 0.5)
-_FRAME_CHOICES = ((256, 80), (256, 65), (256, 50), (192, 60), (128, 60), (96, 50), (64, 50))  # width [px], quality
-
-
-@dataclass(frozen=True)
-class _Picture:
-    source: str
-    width: int
-    height: int
-    alt: str
-
-
-@dataclass(frozen=True)
-class _Track:
-    title: str
-    alt: str
-    frames: list[str]
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class _Film:
-    name: str
-    label: str
-    labels: list[str]
-    tracks: list[_Track]
-    start: int
 
 
 def write_report(
@@ -81,7 +47,7 @@ def write_report(
     title: str,
     series: TiltSeries,
     truth: Volume | None,
-    reconstructions: Mapping[str, Volume],
+    reconstructions: Mapping[str, Volume | Reconstruction],
     curves: Mapping[str, ShellCorrelation],
     summary: Mapping[str, str],
     parameters: Mapping[str, Any],
@@ -100,8 +66,9 @@ def write_report(
         Images (tilt, y, x) [e-/px].
     truth : Volume or None
         Values (z, y, x) [V]; None when it is not known, as for real data.
-    reconstructions : mapping of str to Volume
-        Values (z, y, x), by the name of the method.
+    reconstructions : mapping of str to Volume or Reconstruction
+        Values (z, y, x), by the name of the method. Of results of `reconstruct` the report also shows what the images
+        determine, how far noise moves it and how closely the images are met, and their warnings.
     curves : mapping of str to ShellCorrelation
         Of the measured region, without the missing wedge: with the truth, or of half sets when there is no truth.
     summary : mapping of str to str
@@ -123,22 +90,30 @@ def write_report(
     Raises
     ------
     ValueError
-        When an image or a volume has the wrong number of axes or values that are not finite.
+        When an image or a volume has the wrong number of axes or values that are not finite, or a result does not hold
+        what `reconstruct` gives.
     """
     whole = whole or {}
-    volumes = ({} if truth is None else {"Truth": truth}) | dict(reconstructions)
-    _check(series, truth, reconstructions)
+    made = {name: result for name, result in reconstructions.items() if isinstance(result, Reconstruction)}
+    tomograms = {name: r.volume if isinstance(r, Reconstruction) else r for name, r in reconstructions.items()}
+    volumes = ({} if truth is None else {"Truth": truth}) | tomograms
+    _check(series, truth, tomograms)
     tilted, untilted = _by_angle(series), _untilted(series)
     context = {
         "title": title,
         "sentence": _sentence(series, list(reconstructions)),
-        "warnings": [*warnings, *(_reversed(curves) if truth is not None else [])],
+        "warnings": [
+            *warnings,
+            *(f"{name}: {text}" for name, result in made.items() for text in result.warnings),
+            *(_reversed(curves) if truth is not None else []),
+        ],
         "headline": [*_headline(series, curves), *((str(k), str(v)) for k, v in summary.items())],
         "gallery": _gallery(series),
-        "tilt_film": _tilt_film(series, tilted, tilted.index(untilted)),
+        "tilt_film": tilt_film(series, tilted, tilted.index(untilted)),
         "slices": _slices(volumes) if volumes else None,
-        "slice_film": _slice_film(volumes) if volumes else None,
-        "spectra": [_wedge(name, volume, series.tilts.angles) for name, volume in reconstructions.items()],
+        "slice_film": slice_film(volumes) if volumes else None,
+        "evidence": evidence(made) if made else None,
+        "spectra": [_wedge(name, volume, series.tilts.angles) for name, volume in tomograms.items()],
         "rings": _rings(series, untilted),
         "fsc": _fsc(curves, whole) if curves or whole else None,
         "columns": [f"{verb} {t:g}" for t in _THRESHOLDS for verb in ("Falls below", "Last above")],
@@ -153,13 +128,13 @@ def write_report(
     return Path(path)
 
 
-def _check(series: TiltSeries, truth: Volume | None, reconstructions: Mapping[str, Volume]) -> None:
+def _check(series: TiltSeries, truth: Volume | None, tomograms: Mapping[str, Volume]) -> None:
     expect_finite(series.images, 3, "write_report: series.images")
     if truth is not None:
         expect_finite(truth.values, 3, "write_report: truth")
-        if "Truth" in reconstructions:
+        if "Truth" in tomograms:
             raise ValueError('write_report: expected reconstructions of other names than "Truth". Rename it.')
-    for name, volume in reconstructions.items():
+    for name, volume in tomograms.items():
         expect_finite(volume.values, 3, f"write_report: reconstruction {name!r}")
 
 
@@ -290,113 +265,32 @@ def _file(name: str, content: str) -> dict[str, str | None]:
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _png(content: bytes, alt: str) -> _Picture:
-    width, height = struct.unpack(">II", content[16:24])
-    return _Picture(_data_uri("image/png", content), width, height, alt)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _gallery(series: TiltSeries) -> _Picture:
+def _gallery(series: TiltSeries) -> Picture:
     tilts = series.tilts
     figure = tilt_gallery(series.images, tilts.angles, float(series.pixel_size), doses=tilts.accumulated_doses)
-    return _png(to_png(figure), f"Images of the specimen at increasing tilt, of {_tilts(series)}.")
+    return png(to_png(figure), f"Images of the specimen at increasing tilt, of {_tilts(series)}.")
 
 
-def _slices(volumes: Mapping[str, Volume]) -> _Picture:
-    slab = max(1, round(SLAB / max(float(volume.voxel_size) for volume in volumes.values())))
-    return _png(to_png(ortho_slices(volumes, slab=slab)), f"Central xy, xz and yz planes of {_listed(list(volumes))}.")
+def _slices(volumes: Mapping[str, Volume]) -> Picture:
+    slab = in_slab(max(float(volume.voxel_size) for volume in volumes.values()))
+    return png(to_png(ortho_slices(volumes, slab=slab)), f"Central xy, xz and yz planes of {_listed(list(volumes))}.")
 
 
-def _wedge(name: str, volume: Volume, angles: torch.Tensor) -> _Picture:
+def _wedge(name: str, volume: Volume, angles: torch.Tensor) -> Picture:
     figure = power_spectrum(volume.values, float(volume.voxel_size), angles=angles, title=name)
-    return _png(
+    return png(
         to_png(figure), f"Power spectrum of {name} in the plane of kx and kz, with the borders of the missing wedge."
     )
 
 
-def _rings(series: TiltSeries, untilted: int) -> _Picture:
+def _rings(series: TiltSeries, untilted: int) -> Picture:
     optics = None if series.optics is None else series.optics.index(untilted)
     angle = signed_degrees(float(series.tilts.angles[untilted]))
     figure = image_spectrum(series.images[untilted], float(series.pixel_size), optics=optics)
-    return _png(to_png(figure), f"Power spectrum of the image at {angle} with its Thon rings, and its mean on rings.")
+    return png(to_png(figure), f"Power spectrum of the image at {angle} with its Thon rings, and its mean on rings.")
 
 
-def _fsc(curves: Mapping[str, ShellCorrelation], whole: Mapping[str, ShellCorrelation]) -> _Picture:
+def _fsc(curves: Mapping[str, ShellCorrelation], whole: Mapping[str, ShellCorrelation]) -> Picture:
     names = _listed(list(dict.fromkeys([*curves, *whole])))
     figure = fsc_curves(curves, whole=whole)
-    return _png(to_png(figure), f"Fourier shell correlation against spatial frequency for {names}.")
-
-
-# ---- sliders -----------------------------------------------------------------------------------------------------
-
-
-def _tilt_film(series: TiltSeries, order: list[int], start: int) -> _Film:
-    tilts = series.tilts
-    doses = tilts.accumulated_doses
-    labels = [
-        f"{signed_degrees(float(tilts.angles[i]))}, exposure {i + 1} of {len(order)}, after {float(doses[i]):.0f} e⁻/Å²"
-        for i in order
-    ]
-
-    def draw(width: int) -> list[list[np.ndarray]]:
-        return [[np.flipud(visible(series.images[i], width)) for i in order]]
-
-    windows = [[robust_window(picture) for picture in draw(_FRAME_CHOICES[0][0])[0]]]
-    (track,) = _tracks({"All tilts, sorted by angle": "One image of the tilt series"}, draw, windows)
-    return _Film("tilt-film", "Tilt", labels, [track], start)
-
-
-def _slice_film(volumes: Mapping[str, Volume]) -> _Film:
-    heights, thickness = _heights(volumes.values())
-    stacks = [[_plane(volume, z, thickness) for z in heights] for volume in volumes.values()]
-
-    def draw(width: int) -> list[list[np.ndarray]]:
-        return [[np.flipud(binned(plane, width)) for plane in stack] for stack in stacks]
-
-    windows = [[robust_window(torch.stack(stack).numpy())] * len(heights) for stack in stacks]
-    tracks = _tracks({name: f"{name}, a plane normal to the beam" for name in volumes}, draw, windows)
-    labels = [f"z = {z / 10:.1f} nm".replace("-", "−") for z in heights]
-    return _Film("slice-film", "Height along the beam", labels, tracks, int(np.argmin(np.abs(heights))))
-
-
-def _tracks(
-    titles: Mapping[str, str],
-    draw: Callable[[int], list[list[np.ndarray]]],
-    windows: list[list[tuple[float, float]]],
-) -> list[_Track]:
-    """Tracks by title and alternative text, as wide and as fine as `FILM_BUDGET` allows.
-
-    `draw` makes the pictures (row, column) of each track for a width [px]; `windows` are their ranges of grey.
-    """
-    tracks: list[_Track] = []
-    for width, quality in _FRAME_CHOICES:
-        tracks, size = [], 0
-        for (title, alt), pictures, ranges in zip(titles.items(), draw(width), windows, strict=True):
-            frames = [to_jpeg(picture, window, quality) for picture, window in zip(pictures, ranges, strict=True)]
-            height, columns = pictures[0].shape
-            tracks.append(_Track(title, alt, [_data_uri("image/jpeg", frame) for frame in frames], columns, height))
-            size += sum(len(frame) for frame in frames)
-        if size <= FILM_BUDGET:
-            break
-    return tracks
-
-
-def _heights(volumes: Iterable[Volume]) -> tuple[list[float], float]:
-    """Heights [Å] that all volumes reach, in steps of whole coarsest voxels through 0, and the step [Å]."""
-    volumes = list(volumes)
-    voxel = max(float(volume.voxel_size) for volume in volumes)
-    low = max(-(v.values.shape[0] // 2) * float(v.voxel_size) for v in volumes)
-    high = min((v.values.shape[0] - 1 - v.values.shape[0] // 2) * float(v.voxel_size) for v in volumes)
-    step = voxel * math.ceil(((high - low) / voxel + 1) / MOST_SLICES)
-    return [i * step for i in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)], step
-
-
-def _plane(volume: Volume, z: float, thickness: float) -> torch.Tensor:
-    """Plane (y, x) at height z [Å], averaged over `thickness` [Å]."""
-    values, voxel = volume.values.detach(), float(volume.voxel_size)
-    n, count = values.shape[0], max(1, round(thickness / voxel))
-    first = values.shape[0] // 2 + round(z / voxel) - count // 2
-    return values[max(first, 0) : min(first + count, n)].float().mean(0).cpu()
+    return png(to_png(figure), f"Fourier shell correlation against spatial frequency for {names}.")

@@ -180,12 +180,13 @@ def _fingerprint(series: TiltSeries) -> str:
 
 def _as_json(design: Design) -> dict[str, Any]:
     fields = design._asdict()  # NaN is not JSON
-    return fields | {n: None for n in ("weight", "noise") if math.isnan(fields[n])}
+    return fields | ({"weight": None} if math.isnan(design.weight) else {})
 
 
 def _from_json(fields: dict[str, Any]) -> Design:
-    fields = fields | {n: math.nan for n in ("weight", "noise") if fields[n] is None}
-    fields |= {n: tuple(fields[n]) for n in ("shape", "angles")}
+    fields = fields | ({"weight": math.nan} if fields["weight"] is None else {})
+    fields |= {n: tuple(fields[n]) for n in ("shape", "angles", "noise")}
+    fields["transfer"] = tuple(tuple(tilt) for tilt in fields["transfer"])
     if fields["levels"] is not None:
         fields["levels"] = tuple(fields["levels"])
     if fields["model"] is not None:

@@ -156,3 +156,16 @@ def resampling_matrix(
     old = positions(n, dtype=torch.float64, device=device)
     matrix = dirichlet_kernel((new[:, None] - old) / n, 2 * kept + 1)
     return (matrix / n).to(dtype)
+
+
+def ring_means(transfer: torch.Tensor, rings: int) -> torch.Tensor:
+    """Mean (..., ring) of a transfer function (..., y, x) over rings of equal width, from 0 to half a cycle per pixel.
+
+    The corners beyond belong to no ring; frequencies are unshifted.
+    """
+    squared = squared_frequencies((transfer.shape[-2], transfer.shape[-1]), dtype=torch.float64)
+    ring = (2 * rings * squared.sqrt()).long().flatten().to(transfer.device)
+    inside = (ring < rings).nonzero()[:, 0]
+    count = torch.bincount(ring[inside], minlength=rings).clamp_min(1)
+    sums = transfer.new_zeros(*transfer.shape[:-2], rings)
+    return sums.index_add(-1, ring[inside], transfer.flatten(-2)[..., inside]) / count

@@ -11,6 +11,7 @@ done for all voxels together, in convolutions and one sparse matrix product:
 
 c_t is what tilt t adds to the weighted back-projection, s the deviation of the volumes the network is taught on, and
 with n^2 the variance of the noise in the back-projection g = s^2 / (s^2 + n^2). F3 is zero before it is taught.
+F2 and F3 are told, tilt by tilt, the angle, the noise, and what lens and dose have left of the potential.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ MULTIPLE = 4
 REACH = 36
 """Rows that a voxel depends on, on either side: 32 through F3 and 4 through F2."""
 
-_CONDITIONS = 5
+RINGS = 6
+"""Of frequency, as in `cryosim.core.fourier.ring_means`: it is told what lens and dose have left in each."""
+
+_CONDITIONS = 5 + RINGS
 _TOLD = 32
 
 
@@ -47,6 +51,8 @@ class FilteredTilts(NamedTuple):
         Angle that each tilt stands for [rad].
     noise : tensor (tilt,)
         Deviation of the noise of c_t [V].
+    transfer : tensor (tilt, ring)
+        Share of the potential that an image shows, in each of `RINGS` rings of frequency [1].
     volume : tensor (z, y, x)
         Their weighted back-projection [V].
     """
@@ -55,6 +61,7 @@ class FilteredTilts(NamedTuple):
     angles: torch.Tensor
     shares: torch.Tensor
     noise: torch.Tensor
+    transfer: torch.Tensor
     volume: torch.Tensor
 
     def rows(self, first: int, last: int) -> FilteredTilts:
@@ -125,11 +132,12 @@ class LocalNetwork(nn.Module):
         return gain * tilts.volume + self.scale * correction, start + spread_of + 2 * math.log(self.scale)
 
     def _conditions(self, tilts: FilteredTilts, total: torch.Tensor) -> torch.Tensor:
-        """(tilt, condition): the angle, the angle it stands for, how many there are, its noise."""
+        """(tilt, condition): the angle, the angle it stands for, how many there are, its noise, its transfer."""
         angles, n_tilts = torch.deg2rad(tilts.angles), len(tilts.angles)
         many = torch.full_like(angles, math.log(n_tilts / 40))
         noise = (tilts.noise * n_tilts**0.5 / total + 1e-3).log()
-        return torch.stack([angles.sin(), angles.cos(), 10 * tilts.shares, many, noise], 1)
+        geometry = torch.stack([angles.sin(), angles.cos(), 10 * tilts.shares, many, noise], 1)
+        return torch.cat([geometry, 1 - tilts.transfer], 1)
 
     def _features(self, images: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """(tilt, feature, y, u) of images (tilt, 1, y, u)."""

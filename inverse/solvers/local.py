@@ -8,7 +8,7 @@ import torch
 
 from cryosim.core.record import Record
 from inverse.physics.tilt import TiltProjection
-from inverse.priors.local import MULTIPLE, REACH, FilteredTilts, LocalNetwork
+from inverse.priors.local import MULTIPLE, REACH, RINGS, FilteredTilts, LocalNetwork
 from inverse.solvers.linear import as_batch, low_passed, wbp
 
 
@@ -43,6 +43,7 @@ def local(
     network: LocalNetwork,
     *,
     noise: float | torch.Tensor,
+    transfer: torch.Tensor | None = None,
     low_pass: float | None = None,
     rows: int = 64,
 ) -> Local:
@@ -55,11 +56,13 @@ def local(
     physics : TiltProjection
         On the camera grid, tilted about y and no more; images have as many rows as the volume.
     images : tensor (tilt, y, x) or (batch, 1, tilt, y, x)
-        Aligned line integrals [V · voxel], over `physics.scale`; corrected for the CTF, of which the network knows
-        nothing.
+        Aligned line integrals [V · voxel], over `physics.scale`, corrected for the sign of the CTF.
     network : LocalNetwork
     noise : float or tensor (tilt,)
         Variance of their white noise, per pixel, in the square of their unit.
+    transfer : tensor (tilt, ring), optional
+        Share of the potential that lens and dose have left in each image, in the rings of
+        `cryosim.core.fourier.ring_means` [1]; all of it when left out.
     low_pass : float, optional
         Finest period of the images to keep [px], as in `wbp`.
     rows : int
@@ -84,7 +87,7 @@ def local(
     results = []
     for item, own in zip(batch, angles, strict=True):
         one = physics if len(physics.angles) == 1 else _of_angles(physics, own)
-        tilts = filtered_tilts(one, item[0].to(parameter), noise, low_pass)
+        tilts = filtered_tilts(one, item[0].to(parameter), noise, transfer, low_pass)
         parts = [_of_rows(network, tilts, span) for span in _spans(tilts.volume.shape[1], rows)]
         volume, deviation = (torch.cat(part, 1).to(images.dtype) for part in zip(*parts, strict=True))
         results.append((volume, deviation))
@@ -94,7 +97,11 @@ def local(
 
 @torch.no_grad()
 def filtered_tilts(
-    physics: TiltProjection, images: torch.Tensor, noise: float | torch.Tensor, low_pass: float | None = None
+    physics: TiltProjection,
+    images: torch.Tensor,
+    noise: float | torch.Tensor,
+    transfer: torch.Tensor | None = None,
+    low_pass: float | None = None,
 ) -> FilteredTilts:
     """What a `LocalNetwork` is given of images (tilt, y, x) with white noise of a variance; arguments as in `local`."""
     angles = physics.angles[0].to(images)
@@ -108,6 +115,9 @@ def filtered_tilts(
         raise ValueError(f"noise: expected one variance or {len(angles)}, got {tuple(variance.shape)}.")
     if not bool((variance >= 0).all() & torch.isfinite(variance).all()):
         raise ValueError(f"noise: expected variances of zero or more, got {variance.tolist()}.")
+    transfer = images.new_ones(len(angles), RINGS) if transfer is None else transfer.to(images)
+    if transfer.shape != (len(angles), RINGS) or not bool(torch.isfinite(transfer).all()):
+        raise ValueError(f"transfer: expected ({len(angles)}, {RINGS}) finite numbers, got {tuple(transfer.shape)}.")
     scale, shares = physics.scale.to(images), angular_shares(angles)
     smooth = images if low_pass is None else low_passed(images, low_pass)
     point = torch.zeros_like(images)
@@ -115,7 +125,7 @@ def filtered_tilts(
     response = ramp_filtered(point if low_pass is None else low_passed(point, low_pass), shares)
     deviation = (variance * response.square().sum((1, 2))).sqrt() * scale
     volume = wbp(physics, smooth)
-    return FilteredTilts(ramp_filtered(smooth, shares) * scale, angles, shares, deviation, volume)
+    return FilteredTilts(ramp_filtered(smooth, shares) * scale, angles, shares, deviation, transfer, volume)
 
 
 def ramp_filtered(images: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

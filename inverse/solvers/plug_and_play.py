@@ -175,7 +175,7 @@ def plug_and_play(
             progress(done, most)
         if stop == "discrepancy" and met.all():
             break
-    _warn_unless_settling(method, torch.stack(residuals))
+    _warn_unless_settling(method, torch.stack(residuals), levels)
     if stop == "discrepancy" and not met.all():
         warnings.warn(
             f"plug_and_play: no iteration brought the misfit to 1; the last has {float(misfits[-1][~met].max()):.3g}. "
@@ -360,20 +360,24 @@ def _lengths(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=(1, 2, 3, 4))
 
 
-def _warn_unless_settling(method: Method, residuals: torch.Tensor) -> None:
-    """Where iterations run away the relative change grows or stays; one that settles loses half of it, or is small."""
+def _warn_unless_settling(method: Method, residuals: torch.Tensor, levels: list[float]) -> None:
+    """Iterations that settle lose half of their relative change, or it is small; those that run away do not.
+
+    While levels fall, the volume follows them: then only a change that grows is one of the iterations' own.
+    """
     third = len(residuals) // 3
     if third < 2:
         return
     early, late = residuals[1 : 1 + third].amax(0), residuals[-third:].amax(0)  # the first is the way from the start
-    if (late > (early / 2).clamp_min(_SMALL_CHANGE)).any():
+    allowed = early if levels[-1] < levels[0] else early / 2
+    if (late > allowed.clamp_min(_SMALL_CHANGE)).any():
         worst = int((late / early).argmax())
         warnings.warn(
             f"plug_and_play: {method} does not settle: the volume changed by {float(early[worst]):.2g} of itself in an "
             f"iteration at first, and by {float(late[worst]):.2g} at the end. Check that the denoiser is made for "
             "volumes of this unit, allow more iterations, take lower noise levels, or another method.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # above `no_grad`
         )
 
 

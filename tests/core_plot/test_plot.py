@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cryosim import plot
@@ -34,6 +35,13 @@ FIGURES = {
     "rings": lambda: plot.image_spectrum(noise(33, 21), 5.0, optics=Optics(300.0, 20000.0, 500.0)),
     "tiles": lambda: plot.image_spectrum(noise(700, 600), 5.0),
     "ctf": lambda: plot.ctf_curve(Optics(300.0, 20000.0), 2.0),
+    "split": lambda: plot.measured_slices(
+        Volume(noise(9, 21, 33), 5.0), Volume(noise(9, 21, 33, seed=1), 5.0), std=noise(9, 21, 33).abs(), slab=2
+    ),
+    "misfit": lambda: plot.misfit_curves(
+        {"a": (torch.linspace(60, -60, 7), noise(7).abs()), "b": (torch.ones(1),) * 2}
+    ),
+    "steps": lambda: plot.convergence_curves({"a": (1.0, 0.1, 0.0), "b": ()}, {"a": (2.0, 1.1, 1.0), "b": (300.0,)}),
     "fsc": lambda: plot.fsc_curves({"a": correlation()}, whole={"a": correlation(), "b": correlation(first=1)}),
 }
 
@@ -143,3 +151,62 @@ def test_constant_data_are_drawn():
 
 def test_labels_of_angles():
     assert [plot.signed_degrees(a) for a in (-60.0, 0.0, 2.5, -0.04)] == ["−60°", "0°", "+2.5°", "0°"]
+
+
+def test_measured_and_rest_sum_up_in_one_range_of_grey_and_the_deviation_starts_at_0():
+    whole, part, std = noise(8, 20, 31), noise(8, 20, 31, seed=1), torch.full((8, 1, 1), 0.25).expand(8, 20, 31)
+    figure = plot.measured_slices(Volume(whole, 5.0), Volume(part, 5.0), std=std, slab=3)
+    grid = np.array(figure.axes[:8]).reshape(2, 4)  # the bars come after
+    shown = [[axis.images[0].get_array() for axis in row] for row in grid]
+    for row, plane in zip(shown, plot.central_planes(whole, 3)[:2], strict=True):
+        np.testing.assert_allclose(row[0], plane, atol=1e-6)
+        np.testing.assert_allclose(row[1] + row[2], row[0], atol=1e-6)
+    assert len({axis.images[0].get_clim() for axis in grid[:, :3].ravel()}) == 1
+    assert {axis.images[0].get_clim() for axis in grid[:, 3]} == {(0.0, 0.25)}
+    assert {float(v) for row in shown for v in np.ravel(row[3])} == {0.25}
+    assert grid[0, 0].get_ylim()[0] < grid[0, 0].get_ylim()[1]  # y upwards, z along the beam
+    assert grid[1, 3].get_ylim()[0] > grid[1, 3].get_ylim()[1]
+    assert [axis.get_xlabel() for axis in figure.axes[8:]] == ["potential [V]", "standard deviation [V]"]
+    without = plot.measured_slices(Volume(whole, 5.0), Volume(part, 5.0))
+    assert len(without.axes) == 6 + 1
+
+
+def test_misfits_are_sorted_by_angle_about_a_line_at_1():
+    figure = plot.misfit_curves({"a": (torch.tensor([30.0, -60.0, 0.0]), torch.tensor([1.5, 0.5, 1.0]))})
+    curve, line = figure.axes[0].lines
+    assert curve.get_xdata().tolist() == [-60.0, 0.0, 30.0] and curve.get_ydata().tolist() == [0.5, 1.0, 1.5]
+    assert list(line.get_ydata()) == [1.0, 1.0]
+    assert figure.axes[0].get_yscale() == "linear"
+    assert plot.misfit_curves({"a": (torch.zeros(2), torch.tensor([0.05, 40.0]))}).axes[0].get_yscale() == "log"
+
+
+def test_a_method_has_one_colour_whether_it_iterates_or_not():
+    by_tilt = plot.misfit_curves({name: (torch.zeros(1), torch.ones(1)) for name in "ab"})
+    steps = plot.convergence_curves({"a": (), "b": (1.0, 0.1)}, {"a": (), "b": ()})
+    assert len(steps.axes) == 1  # no misfits, no panel
+    assert steps.axes[0].lines[0].get_color() == by_tilt.axes[0].lines[1].get_color()
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plot.measured_slices(Volume(noise(4, 5, 6), 5.0), Volume(noise(4, 5, 7), 5.0)), "measured: expected"),
+        (lambda: plot.misfit_curves({}), "at least one curve"),
+        (lambda: plot.misfit_curves({"a": (torch.zeros(2), torch.ones(3))}), "'a': expected as many"),
+        (lambda: plot.misfit_curves({"a": (torch.zeros(1), torch.tensor([float("nan")]))}), "'a': expected as many"),
+        (lambda: plot.convergence_curves({"a": ()}, {}), "at least one iteration"),
+    ],
+)
+def test_pictures_of_nothing_or_of_what_does_not_fit_are_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_rare_colours_survive_the_palette():
+    """A strip of a colour map beside much grey noise: a palette by the median is some 60 of 255 off."""
+    png = np.asarray(Image.open(io.BytesIO(plot.to_png(FIGURES["split"]()))).convert("RGB")).astype(int)
+    canvas = FigureCanvasAgg(FIGURES["split"]())
+    with rc_context(plot._STYLE):
+        canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    assert np.abs(png - drawn).max() <= 16

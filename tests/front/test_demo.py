@@ -28,4 +28,6 @@ def test_the_default_demo(tmp_path):
     described = yaml.safe_load(files.parameters.read_text(encoding="utf-8"))
     assert described["seed"] == 1 and described["versions"]["torch"].startswith("2.")
     page = files.report.read_text(encoding="utf-8")
+    evidence = page[page.index('<section id="evidence">') :].split("</section>")[0]
+    assert evidence.count("weighted back-projection</h3>") == evidence.count("least squares</h3>") == 1
     assert page.count("data:image/") > 100 and "http://" not in page.replace("http://www.w3.org", "")

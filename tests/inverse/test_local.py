@@ -48,7 +48,7 @@ def test_before_it_is_taught_it_is_weighted_back_projection(generator, dtype, sh
     assert (exact - expected).abs().max() <= 1e-5 * expected.abs().max()
     # with noise, what a Wiener filter of white signal leaves of it
     noisy = local(physics, images, network, noise=1.0, low_pass=3.0)
-    total = filtered_tilts(physics, images, 1.0, 3.0).noise.square().sum()
+    total = filtered_tilts(physics, images, 1.0, low_pass=3.0).noise.square().sum()
     assert (noisy.volume - expected / (1 + total)).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.allclose(noisy.std, (total / (1 + total)).sqrt().expand(shape), rtol=1e-5)
 

@@ -17,9 +17,14 @@ from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import Optics
-from inverse import report
+from inverse import report_pictures
+from inverse.design import estimated_damping
 from inverse.metrics.fsc import fsc, measured_region
+from inverse.physics.tilt import TiltProjection
+from inverse.physics.wedge import measured
+from inverse.reconstruction import Reconstruction, reconstruct
 from inverse.report import write_report
+from inverse.report_evidence import evidence
 
 ATTACK = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
 
@@ -186,7 +191,7 @@ def test_volumes_of_different_sizes_are_shown_at_the_same_height(tmp_path):
     fine = torch.zeros(25, 32, 32)
     fine[12 + 4] = torch.eye(32)  # 4 voxels of 5 Å
     coarse, other = Volume(values, 10.0), Volume(fine, 5.0)
-    film = report._slice_film({"coarse": coarse, "fine": other})
+    film = report_pictures.slice_film({"coarse": coarse, "fine": other})
     at = film.labels.index("z = 2.0 nm")
     for track in film.tracks:
         brightest = max(range(len(film.labels)), key=lambda i: decoded(track.frames[i]).getextrema()[1])
@@ -221,6 +226,121 @@ def test_reversed_contrast_is_a_warning(tmp_path):
 
 
 def test_a_large_series_stays_small(tmp_path):
-    film = report._tilt_film(arguments(tilts=61)["series"].replace(images=noise(61, 400, 420)), list(range(61)), 30)
-    assert sum(len(frame) for frame in film.tracks[0].frames) < 4 / 3 * report.FILM_BUDGET + 100 * 61
+    film = report_pictures.tilt_film(
+        arguments(tilts=61)["series"].replace(images=noise(61, 400, 420)), list(range(61)), 30
+    )
+    assert sum(len(frame) for frame in film.tracks[0].frames) < 4 / 3 * report_pictures.FILM_BUDGET + 100 * 61
     assert film.tracks[0].width <= 256
+
+
+# ---- measured or invented ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Of methods with a deviation of noise, with that of a posterior, and with iterations and a warning but none."""
+    series = arguments()["series"]
+    plain = reconstruct(series, "least-squares", thickness=60.0)
+    told = {"residuals": (1.0, 0.1), "misfits": (3.0, 1.0), "warnings": ("beware of it",), "std": None, "method": "pnp"}
+    made = {"damped": plain, "Gaussian": reconstruct(series, "wiener", thickness=60.0), "steps": plain.replace(**told)}
+    return made
+
+
+def section(text):
+    return text[text.index('<section id="evidence">') :].split("</section>")[0]
+
+
+def test_only_results_have_a_section_on_what_is_measured(tmp_path, results):
+    assert 'id="evidence"' not in written(tmp_path) and "#evidence" not in written(tmp_path)
+    text = written(tmp_path, reconstructions={"a volume": results["damped"].volume, "a result": results["damped"]})
+    assert 'href="#evidence"' in text
+    assert section(text).count("<tr><th") == 2 and ">a result</th>" in section(text)  # its own row, and the head's
+    assert "a volume" not in section(text)
+
+
+def test_the_page_of_results_is_one_file_of_the_same_bytes_with_texts_for_its_pictures(tmp_path, results):
+    text = written(tmp_path, reconstructions=results)
+    assert text == written(tmp_path, reconstructions=results)
+    assert os.listdir(tmp_path) == ["report.html"]
+    assert "http" not in re.sub(r'"data:[^"]*"', "", text).replace("http-equiv", "")
+    images = [attrs for tag, attrs in Page(section(text)).tags if tag == "img"]
+    assert len(images) == 1 + 3 + 1  # misfit by tilt, planes of each, convergence
+    for attrs in images:
+        assert decoded(attrs["src"]).size == (int(attrs["width"]), int(attrs["height"]))
+    alternatives = [attrs["alt"] for attrs in images]
+    assert all(name in alternatives[0] for name in results)
+    assert ["deviation" in alt for alt in alternatives[1:4]] == [True, True, False]
+    assert alternatives[4].endswith("of steps.")
+
+
+def test_warnings_of_results_come_first_with_the_name_of_the_method(tmp_path, results):
+    text = written(tmp_path, reconstructions=results, warnings=["a first one"])
+    assert "<li>a first one</li><li>steps: beware of it</li>" in text
+    assert text.index("steps: beware of it") < text.index("<main>")
+
+
+def test_the_numbers_are_those_of_the_results(results):
+    rows = {row.name: row for row in evidence(results).rows}
+    for name, result in results.items():
+        values = result.volume.values.double()
+        kept, _ = measured(values, result.angles, result._geometry, _cutoff_of(result))
+        assert rows[name].consistency == f"{result.consistency:.2f}"
+        assert rows[name].determined == f"{100 * float((kept.norm() / values.norm()) ** 2):.0f} %"
+        assert rows[name].rest == f"{100 * float(((values - kept).norm() / values.norm()) ** 2):.0f} %"
+    assert rows["damped"].std == f"{float(results['damped'].std.quantile(0.5)):.3g} V"
+    assert rows["damped"].weight.endswith(" voxel²")
+    assert [rows[name].kind.split(":")[0] for name in results] == ["noise alone", "posterior", ""]
+    assert (rows["steps"].std, rows["Gaussian"].weight) == ("not asked for", "none")
+
+
+def _cutoff_of(result):
+    return estimated_damping(result.images, result.noise, result.angles, result._geometry)
+
+
+def test_what_is_measured_is_all_measured_and_the_rest_is_not():
+    """Of a blob, far from the sides, seen by every tilt but for the wedge."""
+    z, y, x = torch.meshgrid(*(torch.arange(n) - n // 2 for n in (16, 31, 96)), indexing="ij")
+    blob = 5 * torch.exp(-(z**2 + y**2 + x**2) / 8.0)
+    angles = torch.arange(-60.0, 61.0, 3.0, dtype=torch.float64)
+    images = TiltProjection(angles, (16, 31, 96)).A(blob[None, None])[0, 0].float()
+    number = {"images": images, "angles": angles, "noise": torch.full((41,), 5.0), "kept": torch.tensor(1.0)}
+    whole = Reconstruction(Volume(blob, 5.0), None, **number, weight=torch.tensor(float("nan")))
+    kept = whole.replace(volume=whole.measured)
+    left = whole.replace(volume=Volume(blob - kept.volume.values, 5.0))
+    nothing = whole.replace(volume=Volume(torch.zeros_like(blob), 5.0))
+    rows = evidence({"whole": whole, "kept": kept, "left": left, "nothing": nothing}).rows
+    share = [(float(row.determined.split()[0]), float(row.rest.split()[0])) for row in rows[:3]]
+    assert all(one + other <= 101 for one, other in share)  # the cut at the sides only takes away; two are rounded
+    assert share[1][0] > 97 and share[1][1] < 3
+    assert share[2][0] < 3 and share[2][1] > 95
+    assert 5 < share[0][1] < 30
+    assert float(rows[0].consistency) < 1e-3
+    assert rows[3].determined == rows[3].rest == "none"
+    assert float(rows[3].consistency) == pytest.approx(float(images.square().mean() / 5), rel=0.01)
+
+
+def test_the_measured_part_is_computed_once(results, monkeypatch):
+    calls, original = [], Reconstruction.measured
+    monkeypatch.setattr(Reconstruction, "measured", property(lambda self: calls.append(1) or original.fget(self)))
+    evidence(results)
+    assert len(calls) == len(results)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": torch.zeros(3, 3, 3)}, r"damped.*standard deviation of the volume's shape"),
+        ({"std": torch.full((12, 33, 31), float("inf"))}, r"damped.*std: expected finite values"),
+        ({"noise": torch.zeros(7)}, r"damped.*finite misfit of every tilt"),
+    ],
+)
+def test_results_that_do_not_hold_together_are_refused_and_nothing_is_written(tmp_path, results, change, message):
+    with pytest.raises(ValueError, match=message):
+        written(tmp_path, reconstructions={"damped": results["damped"].replace(**change)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_of_results_that_look_like_markup_are_shown_as_text(tmp_path, results):
+    text = written(tmp_path, reconstructions={ATTACK: results["steps"].replace(warnings=(ATTACK,))})
+    assert "<script>alert" not in text and "<img src=x" not in text
+    assert not [attrs for _, attrs in Page(text).tags if any(name.startswith("on") for name in attrs)]
