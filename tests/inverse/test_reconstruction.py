@@ -378,7 +378,7 @@ SERIES = blob_series(scheme(-20.0, 0.0, 20.0), LENS, shape=(16, 18))
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"method": "sart"}, "\"implicit\", got 'sart'"),
+        ({"method": "sart"}, "\"local\", got 'sart'"),
         ({"thickness": 0.0}, "thickness"),
         ({"thickness": -10.0}, "thickness"),
         ({"thickness": math.nan}, "thickness"),
