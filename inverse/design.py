@@ -38,6 +38,9 @@ LEARNED = {
 }
 """Methods that take the weights of a network: those that come with the project for it, and its class."""
 
+WIDE = ("sirt", "tv", "pnp", "diffusion", "implicit")
+"""Methods that explain all that the images show, so also what the tilts bring in from beside the field."""
+
 ROWS = 64
 """Of a slab, where memory asks for slabs."""
 
@@ -48,6 +51,7 @@ _ITERATIONS = {"sirt": 10, "tv": 100, "pnp": 20, "implicit": 400}
 _SAMPLES = 8
 _WEIGHED = ("least-squares", "tv", "pnp")
 _ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
+_WIDEST = 2.0  # times the field: with more, plug-and-play on a wide specimen was no nearer to the truth
 _MOST_VOXELS = 2**28  # of a slab, for methods that keep it in memory
 _TILE = 96  # [voxel] that a network is given at once, and its reach about them
 _DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
@@ -115,10 +119,25 @@ class Design(NamedTuple):
     model: tuple[tuple[float, ...], ...] | None = None
 
     @property
+    def width(self) -> int:
+        """Columns that the volume is computed with [voxel]; `columns` of them are the tomogram's."""
+        return _computed_width(self.method, self.shape, self.steepest)
+
+    @property
+    def columns(self) -> slice:
+        """Of the volume as it is computed, those in the field."""
+        start = self.width // 2 - self.shape[2] // 2
+        return slice(start, start + self.shape[2])
+
+    @property
+    def steepest(self) -> float:
+        """Highest tilt [deg]."""
+        return max(abs(angle) for angle in self.angles)
+
+    @property
     def geometry(self) -> TiltGeometry:
-        """Of the projection of one row."""
-        depth, _, width = self.shape
-        return tilt_geometry(depth, width, width, "camera", max(abs(angle) for angle in self.angles))
+        """Of the projection of one row, as it is computed."""
+        return tilt_geometry(self.shape[0], self.width, self.shape[2], "camera", self.steepest)
 
     @property
     def mean_noise(self) -> float:
@@ -126,11 +145,11 @@ class Design(NamedTuple):
         return sum(self.noise) / len(self.noise)
 
     def projection(self, rows: int) -> TiltProjection:
-        """The operator of `rows` of the volume."""
+        """The operator of `rows` of the volume, as it is computed."""
         from inverse.physics.tilt import TiltProjection
 
-        depth, _, width = self.shape
-        return TiltProjection(torch.tensor(self.angles, dtype=torch.float64), (depth, rows, width))
+        angles = torch.tensor(self.angles, dtype=torch.float64)
+        return TiltProjection(angles, (self.shape[0], rows, self.width), (rows, self.shape[2]))
 
     def denoiser(self, dtype: torch.dtype) -> Denoiser:
         """The network, in tiles where a volume is large."""
@@ -186,7 +205,7 @@ def designed(
             "Check its unit, or raise bin."
         )
     shape = (max(1, round(thickness / voxel)), rows, width)
-    _expect_room(method, shape)
+    _expect_room(method, shape, _computed_width(method, shape, float(series.tilts.angles.abs().max())))
     if method in LEARNED:
         network = network or LEARNED[method][0]
         _expect_network(network, method, voxel)
@@ -230,10 +249,19 @@ def _expect_network(network: str, method: str, voxel_size: float) -> None:
     warn_of_voxel_size(found, voxel_size)
 
 
-def _expect_room(method: str, shape: tuple[int, int, int]) -> None:
-    depth, rows, width = shape
+def _computed_width(method: str, shape: tuple[int, int, int], steepest: float) -> int:
+    """Columns that images of a field show at the steepest tilt [deg], at most `_WIDEST` times the field."""
+    depth, _, width = shape
+    if method not in WIDE:
+        return width
+    sine, cosine = math.sin(math.radians(steepest)), math.cos(math.radians(steepest))
+    return math.ceil(min(_WIDEST * width, (width + depth * sine) / max(cosine, 1e-3)))
+
+
+def _expect_room(method: str, shape: tuple[int, int, int], width: int) -> None:
+    depth, rows, _ = shape
     advice = "Raise bin, or lower the thickness."
-    if method in AT_ONCE and math.prod(shape) > VOXELS_AT_ONCE:
+    if method in AT_ONCE and depth * rows * width > VOXELS_AT_ONCE:
         raise ValueError(
             f"reconstruct: method {method}: expected a volume of at most {VOXELS_AT_ONCE:.3g} voxels, as it is made at "
             f"once, got {depth} x {rows} x {width}. {advice}"
@@ -274,8 +302,8 @@ def fitted_design(design: Design, images: Stack, noise: torch.Tensor) -> Design:
 
 def middle_rows(design: Design, most: int = 256) -> slice:
     """Rows from the middle of the volume, few enough for methods that keep all of them in memory."""
-    depth, height, width = design.shape
-    n = min(height, max(32, min(most, VOXELS_AT_ONCE // (depth * width))))
+    depth, height, _ = design.shape
+    n = min(height, max(32, min(most, VOXELS_AT_ONCE // (depth * design.width))))
     return slice((height - n) // 2, (height - n) // 2 + n)
 
 

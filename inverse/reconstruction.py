@@ -6,6 +6,9 @@ Back-projection, least squares and SIRT do not couple rows, so their slabs need 
 specimen does: its slabs are made with `inverse.design.HALO` more rows on both sides, and what it expects is found once,
 from rows in the middle.
 
+A tilted image shows what lies beside the field as well. Methods that explain the images compute a volume wide enough
+for that, `inverse.design.WIDE`, and its middle is kept.
+
 Whatever the method, a result tells what of it the images determine, how far noise moves it, and how closely it meets
 the images; where a method has gone further from the images than their noise allows, it warns.
 """
@@ -31,6 +34,7 @@ from inverse.design import (
     LEARNED,
     ROWS,
     VOXELS_AT_ONCE,
+    WIDE,
     Design,
     Method,
     Stack,
@@ -85,6 +89,9 @@ class Reconstruction(Record):
         What there is to beware of; they were given as warnings too.
     method : str
         That made it, as `reconstruct` takes it; empty when another function did.
+    mismatch : tensor (tilt,), or None
+        Mean square of what the images differ by from those of the volume as it was computed, wider than `volume` where
+        the method explains what tilts bring in from beside the field [V^2·voxel^2]; None of other methods.
     """
 
     volume: Volume
@@ -98,6 +105,7 @@ class Reconstruction(Record):
     misfits: tuple[float, ...] = static(default=())
     warnings: tuple[str, ...] = static(default=())
     method: str = static(default="")
+    mismatch: torch.Tensor | None = item(0, default=None)
 
     @property
     def measured(self) -> Volume:
@@ -118,7 +126,11 @@ class Reconstruction(Record):
 
         About 1 where a volume explains its images; more where it lacks something, less where it has taken up noise.
         """
-        return _misfit(self.volume.values, self.images, self.angles, self._geometry) / (self.kept * self.noise)
+        mismatch = self.mismatch
+        if mismatch is None:
+            squares = _projected_squares(self.volume.values, self.images, self.angles, self._geometry)
+            mismatch = squares / self.images[0].numel()
+        return mismatch / (self.kept * self.noise)
 
     @property
     def consistency(self) -> float:
@@ -212,26 +224,32 @@ def reconstruct(
     design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
     images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
     design = fitted_design(design, images, noise)
-    small = math.prod(design.shape) <= VOXELS_AT_ONCE
+    depth, height, _ = design.shape
+    small = depth * height * design.width <= VOXELS_AT_ONCE
     if method in AT_ONCE or (method in LEARNED and small):
         with torch.no_grad():
             made = solved(design, images)
+        missed = _squares(made.volume, images, design)
         if progress:
-            progress(design.shape[1], design.shape[1])
+            progress(height, height)
     else:
-        values = images.new_empty(design.shape)
-        for rows, layers, block in slabs(images, design, rows=design.shape[1] if method in HALO and small else None):
-            values[layers, rows] = block
-            if progress and layers.stop == design.shape[0]:
-                progress(rows.stop, design.shape[1])
+        values, missed = images.new_empty(design.shape), torch.zeros(len(images), dtype=torch.float64)
+        how_many = {"rows": height if method in HALO and small else None, "layers": depth}
+        for rows, _, block in slabs(images, design, **how_many):
+            values[:, rows] = block[..., design.columns]
+            missed += _squares(block, images[:, rows], design) if method in WIDE else 0
+            if progress:
+                progress(rows.stop, height)
         made = Solved(values)
+    made = made.cropped(design)
+    mismatch = missed / images[0].numel() if method in WIDE else None
     spread = made.std
     if spread is None and std:
         layer = deviation(series, design, images, **how)
         spread = layer[:, None, None].expand(design.shape)
     period = None if low_pass is None else low_pass / design.voxel_size
     kept = torch.tensor(kept_variance(design.shape[1:], period), dtype=torch.float64)
-    told = _pulled(design, made.volume, images, kept * noise)
+    told = _pulled(design, made.volume, images, kept * noise, mismatch)
     for text in told:
         warnings.warn(f"reconstruct: {text}", UserWarning, stacklevel=2)
     return Reconstruction(
@@ -246,23 +264,32 @@ def reconstruct(
         made.misfits,
         told,
         method,
+        mismatch,
     )
 
 
-def _misfit(values: torch.Tensor, images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry) -> torch.Tensor:
-    """Mean square (tilt,) of what images (tilt, row, u) differ by from those of a volume (z, row, x)."""
+def _squares(values: torch.Tensor, images: torch.Tensor, design: Design) -> torch.Tensor:
+    """Sums of squares (tilt,) of what images (tilt, row, u) differ by from those of a volume as it was computed."""
+    return _projected_squares(values, images, torch.tensor(design.angles, dtype=torch.float64), design.geometry)
+
+
+def _projected_squares(
+    values: torch.Tensor, images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeometry
+) -> torch.Tensor:
     squares = torch.zeros(len(images), dtype=torch.float64)
     for rows in range(0, images.shape[1], ROWS):
         seen = project(values[:, rows : rows + ROWS], angles, geometry)
         squares = squares + (seen - images[:, rows : rows + ROWS]).double().square().sum((1, 2))
-    return squares / images[0].numel()
+    return squares
 
 
-def _pulled(design: Design, values: torch.Tensor, images: torch.Tensor, noise: torch.Tensor) -> tuple[str, ...]:
+def _pulled(
+    design: Design, values: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, mismatch: torch.Tensor | None
+) -> tuple[str, ...]:
     """A warning if what a method holds likely has pulled the volume from what the images say.
 
-    Seen in the middle rows, by the misfit of the volume over the noise; where least squares, which holds nothing
-    likely, does not meet the images either, more is allowed: then it is the images that are of no volume at all.
+    Seen by the misfit of the volume over the noise, in all rows or those in the middle; where least squares there,
+    which holds nothing likely, does not meet the images either, more is allowed: then they are of no volume at all.
     """
     if design.method not in _ASSUMING:
         return ()
@@ -271,7 +298,10 @@ def _pulled(design: Design, values: torch.Tensor, images: torch.Tensor, noise: t
     damping = 1e-3 * largest_eigenvalue(angles, geometry)
     plan = row_backprojection(angles, geometry, gram_solver(angles, damping, geometry), seen.dtype)
     least = torch.cat([block for _, block in backproject_rows(plan, seen)])
-    given, floor = (float((_misfit(v, seen, angles, geometry) / noise).mean()) for v in (values[:, rows], least))
+    floor = float((_squares(least, seen, design) / seen[0].numel() / noise).mean())
+    if mismatch is None:
+        mismatch = _squares(values[:, rows], seen, design) / seen[0].numel()
+    given = float((mismatch / noise).mean())
     if given <= _ALLOWED * max(1.0, floor):
         return ()
     advice = {"pnp": "Lower weight.", "tv": "Lower weight.", "implicit": "Take more iterations."}
@@ -303,7 +333,7 @@ def slabs(
     rows, layers : slice
         Of the volume's y and z.
     values : tensor (layer, row, x)
-        [V].
+        As it was computed, of which `design.columns` are the tomogram's [V].
     """
     height, step, halo = design.shape[1], rows or ROWS, HALO.get(design.method, 0)
     starts = range(0, height, step) if starts is None else starts
@@ -353,12 +383,19 @@ def _maker(design: Design, dtype: torch.dtype, layers: int) -> Callable[[torch.T
 
 
 class Solved(NamedTuple):
-    """A volume (z, row, x) [V] with what its method tells of it, as in `Reconstruction`."""
+    """A volume (z, row, x) [V], as it is computed, with what its method tells of it, as in `Reconstruction`."""
 
     volume: torch.Tensor
     std: torch.Tensor | None = None
     residuals: tuple[float, ...] = ()
     misfits: tuple[float, ...] = ()
+
+    def cropped(self, design: Design) -> Solved:
+        """Without what was computed beside the field."""
+        if self.volume.shape[2] == design.shape[2]:
+            return self
+        std = None if self.std is None else self.std[..., design.columns]
+        return self._replace(volume=self.volume[..., design.columns].contiguous(), std=std)
 
 
 def solved(design: Design, images: torch.Tensor) -> Solved:
@@ -480,7 +517,7 @@ def deviation(
         )
         made = (one - other) / math.sqrt(2)
     middle = slice(width // 4, width // 4 + max(1, width // 2))
-    return made[..., middle].double().square().mean((1, 2)).sqrt().to(images)
+    return made[..., design.columns][..., middle].double().square().mean((1, 2)).sqrt().to(images)
 
 
 def _whole(design: Design, images: torch.Tensor) -> torch.Tensor:

@@ -348,7 +348,7 @@ def _slabs_to_file(task: _Task) -> Iterator[int]:
     parts: list[Statistics] = []
 
     def write(rows: slice, layers: slice, values: torch.Tensor) -> int | None:
-        stored = _stored(values, output)
+        stored = _stored(values[..., design.columns].contiguous(), output)
         parts.append(Statistics.of(stored))
         output.write(rows, layers, stored.numpy())
         if layers.stop < design.shape[0]:

@@ -164,3 +164,23 @@ def test_what_cannot_be_made_in_slabs_is_refused_where_it_is_too_large(series, m
 def test_the_packaged_network_is_used_unless_another_is_named(series):
     made = reconstruct(series, "pnp", thickness=THICKNESS, iterations=3, std=False)
     assert bool(torch.isfinite(made.volume.values).all())
+
+
+def test_a_specimen_wider_than_the_field_is_no_worse_in_its_middle(trained):
+    """At 60 degrees an image shows twice the field and more: what it brings in must not be piled up in the field."""
+    wide = torch.cat([blobs(seed) for seed in (21, 22, 23)], 2)  # (16, 40, 96), of which a third is in the field
+    from inverse.physics.tilt import TiltProjection
+
+    lines = TiltProjection(ANGLES, (16, 40, 96), (40, 32)).A(wide[None, None])[0, 0] * 10.0
+    contrast = -2 * float(interaction_constant(torch.tensor(300.0, dtype=torch.float64))) * lines
+    expected = 3000.0 * (1 + contrast - contrast.mean((1, 2), keepdim=True))
+    counts = torch.poisson(expected, generator=torch.Generator().manual_seed(3)).float()
+    series = TiltSeries(counts, 10.0, TiltScheme(ANGLES, torch.full_like(ANGLES, 30.0)), PLATE)
+    middle = (slice(None), slice(8, 32), slice(8, 24))
+    part = wide[..., 32:64][middle]
+    plain = reconstruct(series, "wbp", thickness=THICKNESS, std=False).volume.values[middle]
+    for method, how in (("pnp", {"network": trained}), ("tv", {}), ("sirt", {})):
+        made = reconstruct(series, method, thickness=THICKNESS, std=False, **how)
+        assert made.volume.values.shape == (16, 40, 32)
+        assert made.consistency < 3.0, method
+        assert likeness(made.volume.values[middle], part) > likeness(plain, part) + 0.03, method

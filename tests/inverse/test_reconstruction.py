@@ -330,7 +330,7 @@ def test_what_is_not_measured_leaves_little_trace(generator):
 def test_the_misfit_tells_noise_from_structure(method, generator):
     """About 1 for the volume itself, and far above for one that explains half of the images."""
     made = reconstruct(noisy_series(generator, shape=(40, 52), counts=2e4), method, thickness=180.0)
-    half = made.replace(volume=made.volume.replace(values=made.volume.values / 2))
+    half = made.replace(volume=made.volume.replace(values=made.volume.values / 2), mismatch=None)
     assert 0.4 < float(made.misfit.mean()) < 1.6
     assert float(half.misfit.mean()) > 2 * float(made.misfit.mean())
 
@@ -366,7 +366,7 @@ def test_slabs_with_a_halo_are_nearly_the_whole(method, most, generator):
     whole, parts = torch.empty(design.shape), torch.empty(design.shape)
     for values, rows in ((whole, 96), (parts, 48)):
         for row, layer, block in slabs(images, design, rows=rows, layers=7):
-            values[layer, row] = block
+            values[layer, row] = block[..., design.columns]
     assert float((parts - whole).norm()) <= most * float(whole.norm())
 
 
