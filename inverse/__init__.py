@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from inverse.physics.wedge import measured as measured
     from inverse.physics.wedge import measured_share as measured_share
     from inverse.physics.wedge import noise_gain as noise_gain
+    from inverse.priors.amortised import AmortisedGaussian as AmortisedGaussian
     from inverse.priors.denoiser import NoiseConditionalUNet as NoiseConditionalUNet
     from inverse.priors.implicit import HashGrid as HashGrid
     from inverse.priors.implicit import Siren as Siren
@@ -47,13 +48,20 @@ if TYPE_CHECKING:
     from inverse.priors.wrappers import Tiled as Tiled
     from inverse.reconstruction import Reconstruction as Reconstruction
     from inverse.reconstruction import reconstruct as reconstruct
+    from inverse.solvers.amortised import amortised as amortised
     from inverse.solvers.diffusion import Diffusion as Diffusion
     from inverse.solvers.diffusion import diffusion as diffusion
+    from inverse.solvers.gaussian_law import LowRankGaussian as LowRankGaussian
+    from inverse.solvers.gaussian_law import StationaryPrior as StationaryPrior
     from inverse.solvers.implicit import Implicit as Implicit
     from inverse.solvers.implicit import deep_image_prior as deep_image_prior
     from inverse.solvers.implicit import implicit as implicit
     from inverse.solvers.krylov import cgls as cgls
     from inverse.solvers.krylov import lsqr as lsqr
+    from inverse.solvers.langevin import Damped as Damped
+    from inverse.solvers.langevin import Langevin as Langevin
+    from inverse.solvers.langevin import langevin as langevin
+    from inverse.solvers.langevin import score_of as score_of
     from inverse.solvers.linear import least_squares as least_squares
     from inverse.solvers.linear import wbp as wbp
     from inverse.solvers.local import Local as Local
@@ -67,6 +75,9 @@ if TYPE_CHECKING:
     from inverse.solvers.regularised import tv as tv
     from inverse.solvers.regularised import wavelets as wavelets
     from inverse.solvers.sirt import sirt as sirt
+    from inverse.solvers.variational import RegularisedByDenoising as RegularisedByDenoising
+    from inverse.solvers.variational import Variational as Variational
+    from inverse.solvers.variational import variational as variational
     from inverse.solvers.wiener import Wiener as Wiener
     from inverse.solvers.wiener import posterior_samples as posterior_samples
     from inverse.solvers.wiener import posterior_std as posterior_std
@@ -97,14 +108,18 @@ _HOMES = {
     ],
     "physics.tilt": ["TiltProjection"],
     "physics.wedge": ["crowther_resolution", "elongation", "measured", "measured_share", "noise_gain"],
+    "priors.amortised": ["AmortisedGaussian"],
     "priors.denoiser": ["NoiseConditionalUNet"],
     "priors.implicit": ["HashGrid", "Siren"],
     "priors.local": ["LocalNetwork"],
     "priors.wrappers": ["Affine", "Equivariant", "Tiled"],
     "reconstruction": ["Reconstruction", "reconstruct"],
+    "solvers.amortised": ["amortised"],
     "solvers.diffusion": ["Diffusion", "diffusion"],
+    "solvers.gaussian_law": ["LowRankGaussian", "StationaryPrior"],
     "solvers.implicit": ["Implicit", "deep_image_prior", "implicit"],
     "solvers.krylov": ["cgls", "lsqr"],
+    "solvers.langevin": ["Damped", "Langevin", "langevin", "score_of"],
     "solvers.linear": ["least_squares", "wbp"],
     "solvers.local": ["Local", "local"],
     "solvers.nonlinear": ["gauss_newton"],
@@ -112,6 +127,7 @@ _HOMES = {
     "solvers.primal_dual": ["primal_dual"],
     "solvers.regularised": ["matching_weight", "tgv", "tv", "wavelets"],
     "solvers.sirt": ["sirt"],
+    "solvers.variational": ["RegularisedByDenoising", "Variational", "variational"],
     "solvers.wiener": ["Wiener", "posterior_samples", "posterior_std", "wiener"],
     "streamed": ["reconstruct_to"],
     "train": ["train_denoiser"],

@@ -49,6 +49,7 @@ VOXELS_AT_ONCE = 2**26
 
 _ITERATIONS = {"sirt": 10, "tv": 100, "pnp": 20, "implicit": 400}
 _SAMPLES = 8
+_STRENGTH = 0.25  # of plug-and-play, best at all noise levels: see `plug_and_play`
 _WEIGHED = ("least-squares", "tv", "pnp")
 _ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
 _WIDEST = 2.0  # times the field: with more, plug-and-play on a wide specimen was no nearer to the truth
@@ -220,7 +221,7 @@ def designed(
         tuple(series.tilts.angles.tolist()),
         method,
         filter,
-        float(weight) if weight is not None else 1.0 if method == "pnp" else math.nan,
+        float(weight) if weight is not None else _STRENGTH if method == "pnp" else math.nan,
         int(iterations or _ITERATIONS[method]) if method in _ITERATIONS else 0,
         network or "",
         int(samples or _SAMPLES) if method == "diffusion" else 0,

@@ -184,7 +184,7 @@ def reconstruct(
         Finest period to keep [Å]; of back-projection, least squares and SIRT only.
     weight : float, optional
         Of the damping, as in `inverse.least_squares` [voxel^2]; of the variation, as in `inverse.tv`; or the strength
-        of plug-and-play, 1 when left out; for these only. For the others of them it is estimated from the images' noise
+        of plug-and-play, 0.25 when left out; for these only. The others' is found from the images' noise
         and signal, or so that the images are met as closely as their noise allows.
     iterations : int, optional
         Of SIRT, 10 when left out; of plug-and-play, 20; at most so many of total variation, 100, and steps of the

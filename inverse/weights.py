@@ -21,7 +21,11 @@ from torch import nn
 
 from cryosim.io.files import FormatError, atomic_write, existing_file
 
-NETWORKS = {"NoiseConditionalUNet": "inverse.priors.denoiser", "LocalNetwork": "inverse.priors.local"}
+NETWORKS = {
+    "NoiseConditionalUNet": "inverse.priors.denoiser",
+    "LocalNetwork": "inverse.priors.local",
+    "AmortisedGaussian": "inverse.priors.amortised",
+}
 """Classes that files may name, and where they are."""
 
 PACKAGED = Path(__file__).parent / "priors" / "weights"
