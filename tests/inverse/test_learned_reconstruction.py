@@ -184,3 +184,14 @@ def test_a_specimen_wider_than_the_field_is_no_worse_in_its_middle(trained):
         assert made.volume.values.shape == (16, 40, 32)
         assert made.consistency < 3.0, method
         assert likeness(made.volume.values[middle], part) > likeness(plain, part) + 0.03, method
+
+
+def test_the_local_network_comes_with_weights_and_takes_no_others(series, truth, trained):
+    with pytest.warns(UserWarning):  # the packaged weights were not made for these blobs
+        made = reconstruct(series, "local", thickness=THICKNESS)
+    plain = reconstruct(series, "wbp", thickness=THICKNESS, std=False)
+    assert likeness(made.volume.values, truth) > likeness(plain.volume.values, truth)
+    assert made.std is not None and made.std.shape == truth.shape and float(made.std.min()) > 0
+    assert made.measured.values.shape == truth.shape
+    with pytest.raises(ValueError, match="expected the weights of a LocalNetwork, got those of a NoiseConditionalUNet"):
+        reconstruct(series, "local", thickness=THICKNESS, network=trained)
