@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from inverse.solvers.regularised import tv as tv
     from inverse.solvers.regularised import wavelets as wavelets
     from inverse.solvers.sirt import sirt as sirt
+    from inverse.solvers.unrolled import Unrolled as Unrolled
     from inverse.solvers.variational import RegularisedByDenoising as RegularisedByDenoising
     from inverse.solvers.variational import Variational as Variational
     from inverse.solvers.variational import variational as variational
@@ -127,6 +128,7 @@ _HOMES = {
     "solvers.primal_dual": ["primal_dual"],
     "solvers.regularised": ["matching_weight", "tgv", "tv", "wavelets"],
     "solvers.sirt": ["sirt"],
+    "solvers.unrolled": ["Unrolled"],
     "solvers.variational": ["RegularisedByDenoising", "Variational", "variational"],
     "solvers.wiener": ["Wiener", "posterior_samples", "posterior_std", "wiener"],
     "streamed": ["reconstruct_to"],

@@ -14,7 +14,7 @@ import torch
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.fourier import squared_frequencies
-from inverse.physics.spectral import TiltGeometry, tilt_geometry
+from inverse.physics.spectral import TiltGeometry, shown_width, tilt_geometry
 from inverse.preparation import Correction, carried, frame_shape, kept_variance
 from inverse.solvers.linear import Filter
 
@@ -52,7 +52,6 @@ _SAMPLES = 8
 _STRENGTH = 0.25  # of plug-and-play, best at all noise levels: see `plug_and_play`
 _WEIGHED = ("least-squares", "tv", "pnp")
 _ROOM = 1.3  # the slab of the Wiener filter over the most probable one, which cuts off what is rare near the faces
-_WIDEST = 2.0  # times the field: with more, plug-and-play on a wide specimen was no nearer to the truth
 _MOST_VOXELS = 2**28  # of a slab, for methods that keep it in memory
 _TILE = 96  # [voxel] that a network is given at once, and its reach about them
 _DEEPEST = 16384  # [voxel]: what is deeper was asked for in another unit
@@ -251,12 +250,7 @@ def _expect_network(network: str, method: str, voxel_size: float) -> None:
 
 
 def _computed_width(method: str, shape: tuple[int, int, int], steepest: float) -> int:
-    """Columns that images of a field show at the steepest tilt [deg], at most `_WIDEST` times the field."""
-    depth, _, width = shape
-    if method not in WIDE:
-        return width
-    sine, cosine = math.sin(math.radians(steepest)), math.cos(math.radians(steepest))
-    return math.ceil(min(_WIDEST * width, (width + depth * sine) / max(cosine, 1e-3)))
+    return shown_width(shape[0], shape[2], steepest) if method in WIDE else shape[2]
 
 
 def _expect_room(method: str, shape: tuple[int, int, int], width: int) -> None:

@@ -127,15 +127,20 @@ def train_local(
     cryosim.io.FormatError
         When the state is damaged or belongs to another plan or network.
     """
+    expect_volumes("train_local", volumes)
+    return fit(network, plan, lambda step: local_loss(network, example(volumes, plan, step)), state, resume, progress)
+
+
+def expect_volumes(name: str, volumes: Sequence[torch.Tensor]) -> None:
+    """Raise ValueError unless there are volumes (z, y, x) that are large enough to be shown in part."""
     wrong = [tuple(v.shape) for v in volumes if v.ndim != 3 or min(v.shape) < 8]
     if not volumes or wrong:
-        raise ValueError(f"train_local: expected volumes (z, y, x) of 8 voxels or more, got {wrong or 'none'}.")
-    return fit(network, plan, lambda step: local_loss(network, example(volumes, plan, step)), state, resume, progress)
+        raise ValueError(f"{name}: expected volumes (z, y, x) of 8 voxels or more, got {wrong or 'none'}.")
 
 
 def local_loss(network: LocalNetwork, shown: Example) -> torch.Tensor:
     """What training makes small, of one example: ()."""
-    tilts = filtered_tilts(shown.physics, shown.images, shown.noise, shown.transfer)
+    tilts = filtered_tilts(shown.physics, shown.images, shown.noise, network.scale, shown.transfer)
     volume, log_variance = network(tilts)
     squares = (volume - shown.truth).square() / network.scale**2
     log_variance = (log_variance - 2 * math.log(network.scale)).clamp(-12, 12)

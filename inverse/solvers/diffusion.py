@@ -53,7 +53,8 @@ from cryosim.core.record import Record, item
 from inverse.physics.base import TiltPhysics
 from inverse.priors.wrappers import Affine, known_levels
 from inverse.solvers.linear import as_batch
-from inverse.solvers.split_gibbs import Problem, chain, damped, ladder, white
+from inverse.solvers.split_gibbs import Problem, chain, ladder, white
+from inverse.solvers.whitened import damped
 
 Method = Literal["split-gibbs", "moment-matching", "diffpir", "dps"]
 

@@ -37,8 +37,9 @@ from cryosim.core.record import Record, item
 from inverse.metrics.walks import WalkMoments
 from inverse.physics.base import TiltPhysics
 from inverse.solvers.informed import checked
-from inverse.solvers.split_gibbs import damped, white
+from inverse.solvers.split_gibbs import white
 from inverse.solvers.variational import LogDensity
+from inverse.solvers.whitened import damped
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 """d log p / dv of volumes (batch, 1, z, y, x)."""
@@ -96,7 +97,7 @@ class Damped(NamedTuple):
     def _least_squares(self, centre: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """All items as channels of one, which are solved together."""
         centre, images = centre.transpose(0, 1), images.transpose(0, 1)
-        return damped(self.physics, centre, images, self.variance, self.spread).transpose(0, 1).contiguous()
+        return damped(self.physics, centre, images, self.variance, self.spread**2).transpose(0, 1).contiguous()
 
 
 class Langevin(Record):

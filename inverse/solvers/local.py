@@ -7,9 +7,13 @@ from typing import NamedTuple
 import torch
 
 from cryosim.core.record import Record
+from inverse.physics.spectral import shown_width
 from inverse.physics.tilt import TiltProjection
 from inverse.priors.local import MULTIPLE, REACH, RINGS, FilteredTilts, LocalNetwork
-from inverse.solvers.linear import as_batch, low_passed, wbp
+from inverse.solvers.linear import as_batch, least_squares
+
+_ROWS = 64  # that least squares is made for at once
+_LEAST_DAMPING = 1e-3  # of |A|^2
 
 
 class Local(Record):
@@ -44,7 +48,6 @@ def local(
     *,
     noise: float | torch.Tensor,
     transfer: torch.Tensor | None = None,
-    low_pass: float | None = None,
     rows: int = 64,
 ) -> Local:
     """The volume that a `LocalNetwork` makes of a tilt series, block by block.
@@ -63,8 +66,6 @@ def local(
     transfer : tensor (tilt, ring), optional
         Share of the potential that lens and dose have left in each image, in the rings of
         `cryosim.core.fourier.ring_means` [1]; all of it when left out.
-    low_pass : float, optional
-        Finest period of the images to keep [px], as in `wbp`.
     rows : int
         Of a block, rounded up to a multiple of 4; time and memory go with this and 72 rows more.
 
@@ -87,7 +88,7 @@ def local(
     results = []
     for item, own in zip(batch, angles, strict=True):
         one = physics if len(physics.angles) == 1 else _of_angles(physics, own)
-        tilts = filtered_tilts(one, item[0].to(parameter), noise, transfer, low_pass)
+        tilts = filtered_tilts(one, item[0].to(parameter), noise, network.scale, transfer)
         parts = [_of_rows(network, tilts, span) for span in _spans(tilts.volume.shape[1], rows)]
         volume, deviation = (torch.cat(part, 1).to(images.dtype) for part in zip(*parts, strict=True))
         results.append((volume, deviation))
@@ -100,10 +101,13 @@ def filtered_tilts(
     physics: TiltProjection,
     images: torch.Tensor,
     noise: float | torch.Tensor,
+    deviation: float,
     transfer: torch.Tensor | None = None,
-    low_pass: float | None = None,
 ) -> FilteredTilts:
-    """What a `LocalNetwork` is given of images (tilt, y, x) with white noise of a variance; arguments as in `local`."""
+    """What a `LocalNetwork` is given of images (tilt, y, x) with white noise of a variance.
+
+    `deviation` is that of a voxel [V]; the other arguments are as in `local`.
+    """
     angles = physics.angles[0].to(images)
     if physics.geometry.grid != "camera" or physics.image_shape[0] != physics.volume_shape[1]:
         raise ValueError(
@@ -119,13 +123,26 @@ def filtered_tilts(
     if transfer.shape != (len(angles), RINGS) or not bool(torch.isfinite(transfer).all()):
         raise ValueError(f"transfer: expected ({len(angles)}, {RINGS}) finite numbers, got {tuple(transfer.shape)}.")
     scale, shares = physics.scale.to(images), angular_shares(angles)
-    smooth = images if low_pass is None else low_passed(images, low_pass)
     point = torch.zeros_like(images)
     point[:, images.shape[1] // 2, images.shape[2] // 2] = 1
-    response = ramp_filtered(point if low_pass is None else low_passed(point, low_pass), shares)
-    deviation = (variance * response.square().sum((1, 2))).sqrt() * scale
-    volume = wbp(physics, smooth)
-    return FilteredTilts(ramp_filtered(smooth, shares) * scale, angles, shares, deviation, transfer, volume)
+    response = ramp_filtered(point, shares).square().sum((1, 2))
+    start = _start(physics, images, float(variance.mean()) / deviation**2)
+    ramped = ramp_filtered(images, shares) * scale
+    return FilteredTilts(ramped, angles, shares, (variance * response).sqrt() * scale, transfer, start)
+
+
+def _start(physics: TiltProjection, images: torch.Tensor, weight: float) -> torch.Tensor:
+    """Damped least squares (z, y, x) on the width that the images show, of which the middle is kept."""
+    (depth, height, width), angles = physics.volume_shape, physics.angles
+    wide = max(width, shown_width(depth, width, float(angles.abs().max())))
+    first, parts = wide // 2 - width // 2, []
+    for row in range(0, height, _ROWS):
+        seen = images[:, row : row + _ROWS]
+        part = TiltProjection(angles, (depth, seen.shape[1], wide), (seen.shape[1], images.shape[2]))
+        damping = max(weight * float(physics.scale) ** 2, _LEAST_DAMPING * float(part.squared_norm()))
+        found = least_squares(part, seen * physics.scale.to(seen), damping)
+        parts.append(found[..., first : first + width])
+    return torch.cat(parts, 1)
 
 
 def ramp_filtered(images: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ from deepinv.optim import L2, RED, PnP
 from deepinv.optim.optim_iterators import ADMMIteration, GDIteration, HQSIteration, OptimIterator, PGDIteration
 
 from inverse.physics.base import TiltPhysics
-from inverse.physics.closed_form import conjugate_gradients
 from inverse.priors.wrappers import known_levels
 from inverse.solvers.linear import as_batch
 from inverse.solvers.primal_dual import Progress, expect_positive
+from inverse.solvers.whitened import Whitened
 
 Method = Literal["hqs", "admm", "pgd", "red"]
 _ITERATORS: dict[str, type[OptimIterator]] = {
@@ -148,9 +148,9 @@ def plug_and_play(
     _expect_type(denoiser, batch)
     seen = Whitened(physics, noise, batch)
     y = seen.whiten(batch)
-    first = _Start(seen, y)
+    first = Start(seen, y)
     x = first.volume() if init is None else _checked_init(init, batch, physics)
-    levels = _levels(method, noise_levels, denoiser, strength, first, seen, most)
+    levels = levels_of(method, noise_levels, denoiser, strength, first, seen, most)
     iterate, fidelity = _ITERATORS[method](has_cost=False), L2()
     prior = RED(denoiser) if method == "red" else PnP(denoiser)
     state = {"est": (x, torch.zeros_like(x))}
@@ -189,90 +189,7 @@ def plug_and_play(
     return PlugAndPlay(volume[0, 0] if flat else volume, torch.stack(residuals), torch.stack(misfits), told)
 
 
-class Whitened:
-    """An operator of images over the deviation of their noise, so that the noise of each pixel is 1.
-
-    It has of deepinv's linear operators what its iterations ask for, and no state but the operator's own.
-
-    Parameters
-    ----------
-    physics : TiltPhysics
-    noise : float or tensor (tilt,)
-        Variance of a pixel.
-    like : tensor
-        Images.
-
-    Raises
-    ------
-    ValueError
-        For a noise that is not positive or not of this many tilts.
-    """
-
-    def __init__(self, physics: TiltPhysics, noise: float | torch.Tensor, like: torch.Tensor) -> None:
-        variance = torch.as_tensor(noise, dtype=torch.float64, device=like.device)
-        n_tilts = like.shape[2]
-        if variance.ndim > 1 or variance.numel() not in (1, n_tilts):
-            raise ValueError(f"noise: expected a number or ({n_tilts},), got the shape {tuple(variance.shape)}.")
-        if not (torch.isfinite(variance) & (variance > 0)).all():
-            raise ValueError(f"noise: expected positive numbers, got {variance.flatten().tolist()[:3]}.")
-        self.physics = physics
-        self.std = variance.sqrt().to(like).reshape(-1, 1, 1)
-        self.even = bool((variance == variance.flatten()[0]).all())
-
-    def whiten(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (batch, channel, tilt, y, x) over the deviation of their noise."""
-        return images / self.std
-
-    def A(self, x: torch.Tensor) -> torch.Tensor:
-        """Whitened images of volumes."""
-        return self.physics.A(x) / self.std
-
-    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        """Volumes from whitened images."""
-        return self.physics.A_adjoint(y / self.std)
-
-    def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The adjoint, in deepinv's words."""
-        return self.A_adjoint(v)
-
-    def squared_norm(self) -> float:
-        """|A|^2, or, of several variances, a bound."""
-        return float(self.physics.squared_norm()) / float(self.std.min()) ** 2
-
-    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Minimiser of gamma / 2 |A x - y|^2 + 1/2 |x - z|^2.
-
-        Of one variance the operator's own; of several by conjugate gradients on the change from z, preconditioned with
-        what it would be were the variance their geometric mean. On the stretched grid their number grows with the ratio
-        of the variances only.
-
-        Warns
-        -----
-        UserWarning
-            When the operator's `max_iter` does not suffice for its `tol`.
-        """
-        if self.even:
-            return self.physics.prox_l2(z, y * self.std, gamma / float(self.std[0]) ** 2)
-        weight = float(self.std.double().log().mul(-2).mean().exp())
-        nearby = self.physics.approximate_inverse(1 / (gamma * weight), z)
-        change, iterations = conjugate_gradients(
-            lambda x: self.A_adjoint(self.A(x)) + x / gamma,
-            lambda x: nearby(x) / weight,
-            self.A_adjoint(y - self.A(z)),
-            self.physics.tol,
-            self.physics.max_iter,
-        )
-        if iterations > self.physics.max_iter:
-            warnings.warn(
-                f"plug_and_play: {self.physics.max_iter} iterations of damped least squares did not reach the "
-                f"tolerance {self.physics.tol:g}. Allow the operator more iterations, or take higher noise levels.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return z + change
-
-
-class _Start:
+class Start:
     """What is expected before the first iteration, from how the operator sees white volumes and the images' power.
 
     Attributes
@@ -309,12 +226,12 @@ class _Start:
         return float((found - drawn).square().mean().sqrt())
 
 
-def _levels(
+def levels_of(
     method: Method,
     given: float | tuple[float, float] | None,
     denoiser: Denoiser,
     strength: float,
-    start: _Start,
+    start: Start,
     physics: Whitened,
     n: int,
 ) -> list[float]:

@@ -53,7 +53,7 @@ import torch
 
 from cryosim.core.fourier import frequencies, half_frequencies
 from inverse.physics.base import TiltPhysics
-from inverse.physics.closed_form import conjugate_gradients
+from inverse.solvers.whitened import damped
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 """D(x, sigma) of volumes (batch, 1, z, y, x)."""
@@ -197,29 +197,7 @@ def draw_volume(
     """One draw of equation (1): the minimiser of its exponent about y and z that carry a draw of their own noise."""
     centre = z + rho * white(z, generator)
     seen = problem.images + noise.sqrt().reshape(-1, 1, 1).to(z) * white(problem.images, generator)
-    return damped(problem.physics, centre, seen, noise, rho)
-
-
-def damped(
-    physics: TiltPhysics, centre: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, rho: float
-) -> torch.Tensor:
-    """Minimiser of the sum over tilts of |A x - images|^2 / noise + |x - centre|^2 / rho^2.
-
-    Noise of each tilt's own by conjugate gradients, preconditioned by the inverse for noise of one level.
-    """
-    if noise.ndim == 0:
-        return physics.prox_l2(centre, images, rho**2 / float(noise))
-    weights = 1 / noise
-    typical = float(weights.mean())
-    share = (weights / typical).to(centre)[:, None, None]
-    damping = 1 / (rho**2 * typical)
-
-    def normal(x: torch.Tensor) -> torch.Tensor:
-        return physics.A_adjoint(share * physics.A(x)) + damping * x
-
-    residual = physics.A_adjoint(share * (images - physics.A(centre)))
-    nearby = physics.approximate_inverse(damping, centre)
-    return centre + conjugate_gradients(normal, nearby, residual, physics.tol, physics.max_iter)[0]
+    return damped(problem.physics, centre, seen, noise, rho**2)
 
 
 def lag(rate: float) -> float:

@@ -203,8 +203,14 @@ def learned_rungs(images: torch.Tensor, noise: float, truth: torch.Tensor) -> li
         )
         return made.mean
 
+    network = inv.load_denoiser("local", voxel_size=10.0)
+
+    def looked(_: float) -> torch.Tensor:
+        return inv.local(physics, images, network, noise=noise).volume
+
     return [
-        Rung("plug and play (HQS), strength", [0.5, 1.0, 2.0], plugged),
+        Rung("local network", [1], looked),
+        Rung("plug and play (HQS), strength", [0.125, 0.25, 0.5], plugged),
         Rung("diffusion, mean of samples", [8], drawn),
     ]
 
