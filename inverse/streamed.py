@@ -37,7 +37,7 @@ from cryosim.io.slabs import MrcSlabs, Precision, Statistics, ZarrSlabs
 from cryosim.io.store import replace_folder
 from inverse.design import Design, Method, designed, fitted_design
 from inverse.preparation import Correction, prepared_images
-from inverse.reconstruction import slabs
+from inverse.slabs import slabs
 from inverse.solvers.linear import Filter
 
 _WAITING = 3  # blocks that are computed and not yet written

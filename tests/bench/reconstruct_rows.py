@@ -32,7 +32,7 @@ import torch
 
 if TYPE_CHECKING:
     from cryosim.io.slabs import Precision
-    from inverse.reconstruction import Design, Method
+    from inverse.design import Design, Method
 
 TILTS, EXTENT, COUNTS, PIXEL = 41, 60.0, 20.0, 1.5
 
@@ -44,8 +44,9 @@ def measure(
     from cryosim.acquisition.series import TiltSeries
     from cryosim.acquisition.tilts import TiltScheme
     from cryosim.microscope.optics import Optics
+    from inverse.design import designed, fitted_design
     from inverse.preparation import prepare
-    from inverse.reconstruction import designed, fitted_design, slabs
+    from inverse.slabs import slabs
     from inverse.streamed import reconstruct_to
 
     angles = torch.linspace(-EXTENT, EXTENT, TILTS, dtype=torch.float64)

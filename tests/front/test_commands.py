@@ -21,6 +21,7 @@ import cryosim.io.mrc
 import cryosim.run
 import inverse.cli
 import inverse.reconstruction
+import inverse.slabs
 from cryosim import io
 from cryosim.config import RunConfig, read_config
 from cryosim.io.examples import example_path
@@ -655,11 +656,11 @@ def test_an_interruption_leaves_whole_files_only(place, error, status, descripti
     assert listing(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("target", ["inverse.reconstruction.backproject_rows", "cryosim.io.files.os.replace"])
+@pytest.mark.parametrize("target", ["inverse.slabs.backproject_rows", "cryosim.io.files.os.replace"])
 def test_an_interrupted_reconstruction_leaves_what_was_there(target, simulated, monkeypatch):
     (simulated / "tiny_wbp.mrc").write_text("of yesterday")
     before = listing(simulated)
-    owner = os if "os" in target.split(".") else inverse.reconstruction
+    owner = os if "os" in target.split(".") else inverse.slabs
     name = target.rpartition(".")[2]
     monkeypatch.setattr(owner, name, _raising(getattr(owner, name), 1, KeyboardInterrupt()))
     result = inv("reconstruct", simulated / "tiny.mrc", "--thickness", 100)
@@ -670,12 +671,12 @@ def test_an_interrupted_reconstruction_leaves_what_was_there(target, simulated, 
 
 def test_lack_of_memory_is_said(simulated, monkeypatch):
     lack = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-    monkeypatch.setattr(inverse.reconstruction, "backproject_rows", _raising(None, 1, lack))
+    monkeypatch.setattr(inverse.slabs, "backproject_rows", _raising(None, 1, lack))
     assert "not enough memory" in message(inv("reconstruct", simulated / "tiny.mrc", "--thickness", 100))
 
 
 def test_a_defect_of_the_program_is_not_hidden(simulated, monkeypatch):
-    monkeypatch.setattr(inverse.reconstruction, "backproject_rows", _raising(None, 1, RuntimeError("a defect")))
+    monkeypatch.setattr(inverse.slabs, "backproject_rows", _raising(None, 1, RuntimeError("a defect")))
     result = inv("reconstruct", simulated / "tiny.mrc", "--thickness", 100)
     assert isinstance(result.exception, RuntimeError)
 

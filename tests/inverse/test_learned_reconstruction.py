@@ -8,6 +8,7 @@ import torch
 
 import inverse.design
 import inverse.reconstruction
+import inverse.slabs
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.constants import interaction_constant
@@ -126,7 +127,7 @@ def test_slabs_of_a_trained_prior_are_nearly_the_whole(series, trained, monkeypa
     how = {"thickness": THICKNESS, "network": trained, "std": False}
     whole = reconstruct(series, "pnp", **how).volume.values
     monkeypatch.setattr(inverse.reconstruction, "VOXELS_AT_ONCE", 100)
-    monkeypatch.setattr(inverse.reconstruction, "ROWS", 16)
+    monkeypatch.setattr(inverse.slabs, "ROWS", 16)
     monkeypatch.setitem(inverse.design.HALO, "pnp", 8)
     parts = reconstruct(series, "pnp", **how).volume.values
     assert 0 < float((parts - whole).norm()) < 0.02 * float(whole.norm())

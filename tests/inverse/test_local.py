@@ -158,10 +158,10 @@ def test_gradients_are_those_of_differences(generator):
     values = []
     for sign in (1, -1):
         with torch.no_grad():
-            bias[8:] += sign * step  # of the eight voxels' variances
+            bias[8:16] += sign * step  # of the eight voxels' variances
             values.append(float(local_loss(network, shown)))
-            bias[8:] -= sign * step
-    assert float(bias.grad[8:].sum()) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
+            bias[8:16] -= sign * step
+    assert float(bias.grad[8:16].sum()) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-6)
 
 
 def test_pooling_gradient(generator):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import inverse.reconstruction
+import inverse.slabs
 from cryosim.acquisition.series import TiltSeries
 from cryosim.acquisition.simulate import simulate
 from cryosim.acquisition.tilts import TiltScheme
@@ -15,10 +16,12 @@ from cryosim.microscope.detector import Detector
 from cryosim.microscope.optics import Optics, ctf
 from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.specimen import Poses, Specimen
+from inverse.design import designed, estimated_damping, fitted_design
 from inverse.physics.spectral import tilt_geometry
 from inverse.physics.tilt import TiltProjection
 from inverse.preparation import prepare, to_tilt_frame
-from inverse.reconstruction import designed, estimated_damping, fitted_design, reconstruct, slabs
+from inverse.reconstruction import reconstruct
+from inverse.slabs import slabs
 
 TWICE_SIGMA = 2 * float(interaction_constant(torch.tensor(300.0, dtype=torch.float64)))  # [rad/(V·Å)]
 LENS = Optics(300.0, 20000.0, spherical_aberration=2.7, amplitude_contrast=0.07)
@@ -202,7 +205,7 @@ def test_a_simulated_blob_lands_where_it_stands(shape, axis_angle, generator):
 def test_slabs_are_the_whole(method, monkeypatch):
     series = blob_series(TiltScheme.dose_symmetric(40, 10, 10.0), LENS, shape=(31, 40))
     whole = reconstruct(series, method, thickness=100.0)
-    monkeypatch.setattr(inverse.reconstruction, "ROWS", 7)
+    monkeypatch.setattr(inverse.slabs, "ROWS", 7)
     seen = []
     slabs = reconstruct(series, method, thickness=100.0, progress=lambda done, total: seen.append((done, total)))
     assert torch.allclose(slabs.volume.values, whole.volume.values, rtol=0, atol=1e-12)
