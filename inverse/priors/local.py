@@ -10,11 +10,10 @@ done for all voxels together, in convolutions and one sparse matrix product:
     3. volume = (1 + G3) v + s F3, convolutions G3 and F3 of the sums and v in the volume.
 
 c_t is what tilt t adds to the weighted back-projection, s the deviation of the volumes the network is taught on, and v
-damped least squares, the best linear estimate of white volumes of that deviation. F3 and G3 are zero before
-the network is taught; where there is nothing G3 is -1, and the noise of v goes.
-With weighted back-projection for v the taught network was 1.4 dB better than that; what truncated images and the noise
-of steep tilts do to v is better undone by linear algebra than learned.
-F2 and F3 are told, tilt by tilt, the angle, the noise, and what lens and dose have left of the potential.
+damped least squares, the best linear estimate of white volumes of that deviation. F3 and G3 are zero before the network
+is taught; where there is nothing G3 comes to -1, and the noise of v goes. Measured on unseen molecules at 10 dB, as
+`weights/local.md` does: with back-projection for v and without G3 1.4 dB better than back-projection, with least squares
+2.9 dB, with G3 too 3.7 dB. F2, F3 and G3 are told, tilt by tilt, the angle, the noise, and what lens and dose have left of the potential.
 """
 
 from __future__ import annotations
