@@ -19,7 +19,8 @@ from cryosim.microscope.counting import thin
 from inverse.physics.base import TiltPhysics
 from inverse.preparation import prepare
 from inverse.priors.denoiser import NoiseConditionalUNet
-from inverse.self_supervised_losses import LOSSES, Draw, Loss, LossName, Problem, Split, kept_tilts, of_tilts
+from inverse.self_supervised_losses import LOSSES, Draw, Loss, LossName, kept_tilts, of_tilts
+from inverse.self_supervised_problem import Problem, Split
 from inverse.train import Progress, fit
 
 
@@ -44,6 +45,9 @@ class SelfSupervisedPlan(NamedTuple):
     strength: float = 0.5
     averages: int = 8
     seed: int = 0
+
+
+_USUAL = SelfSupervisedPlan()
 
 
 class SelfSupervised(NamedTuple):
@@ -77,7 +81,7 @@ def self_supervised(
     *,
     losses: Sequence[LossName | Loss] = ("noise2noise", "equivariance"),
     weights: Sequence[float] | None = None,
-    plan: SelfSupervisedPlan = SelfSupervisedPlan(),
+    plan: SelfSupervisedPlan = _USUAL,
     network: Denoiser | None = None,
     split: Split | None = None,
     state: str | Path | None = None,
@@ -114,6 +118,8 @@ def self_supervised(
         When the state is damaged or belongs to another plan or network.
     """
     chosen, scales = _chosen(losses, weights)
+    if plan.steps < 1 or plan.averages < 1:
+        raise ValueError(f"plan: expected one step and one of averages at least, got {plan}.")
     problem = Problem(physics, images, noise, strength=plan.strength, split=split)
     if network is None:
         network = small_network(problem, plan.seed)
@@ -135,7 +141,7 @@ def self_supervised(
 def restored(network: Denoiser, problem: Problem, plan: SelfSupervisedPlan, *, by_tilts: bool = False) -> torch.Tensor:
     """Mean of R over splits of the images: each is what the network was taught on, and their mean knows all images.
 
-    With `by_tilts`, over three in four of the tilts in place of first parts. Shape of the volume as in `self_supervised`.
+    With `by_tilts`, over three in four of the tilts in place of first parts. Shaped as in `self_supervised`.
     """
     random = torch.Generator().manual_seed(plan.seed * 1_000_003 - 1)
     total = torch.zeros(())
@@ -151,20 +157,20 @@ def restored(network: Denoiser, problem: Problem, plan: SelfSupervisedPlan, *, b
 
 
 def small_network(problem: Problem, seed: int = 0) -> NoiseConditionalUNet:
-    """A network of 1e5 weights in the unit of the problem, which begins as a mere factor."""
+    """A network of 4e5 weights in the unit of the problem, which begins as a mere factor."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = NoiseConditionalUNet((16, 32), 1, scale=problem.variance**0.5)
+        network = NoiseConditionalUNet((32, 64), 1, scale=problem.variance**0.5)
     network = network.to(problem.images.device, problem.images.dtype)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def thinned(series: TiltSeries, strength: float = SelfSupervisedPlan().strength, **preparation: Any) -> Split:
+def thinned(series: TiltSeries, strength: float = _USUAL.strength, **preparation: Any) -> Split:
     """A `split` of a series of counts: its electrons dealt out, and either part prepared as `prepare` does.
 
     Poisson counts fall into independent parts exactly, whatever the dose (see `cryosim.thin`); with the share
     1 / (1 + a^2) the first has 1 + a^2 times the noise. Dealt out anew in each step, for the reason given at
-    `inverse.self_supervised_losses.coupled`.
+    `inverse.self_supervised_problem.coupled`.
 
     Parameters
     ----------
