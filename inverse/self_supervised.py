@@ -41,13 +41,14 @@ class SelfSupervisedPlan(NamedTuple):
     """
 
     steps: int = 300
-    rate: float = 2e-3
+    rate: float = 1e-3
     strength: float = 0.5
     averages: int = 8
     seed: int = 0
 
 
 _USUAL = SelfSupervisedPlan()
+_EQUIVARIANCE = 0.2  # weight: a network that is asked for its own answers alone gives nothing
 
 
 class SelfSupervised(NamedTuple):
@@ -64,7 +65,7 @@ class SelfSupervised(NamedTuple):
     variance : float
         That a voxel was taken to have [square of the unit].
     level : float
-        Deviation of the noise of the first volume, which the network is told [unit of the volume].
+        That of the first volume from the truth, about, which the network is told [unit of the volume].
     """
 
     volume: torch.Tensor
@@ -100,7 +101,7 @@ def self_supervised(
     losses : sequence of str or callable
         Names of `inverse.self_supervised_losses`, or functions of its `Draw`.
     weights : sequence of float, optional
-        Of the losses; 1 each when left out.
+        Of the losses; when left out 1 each, and 0.2 of equivariance.
     plan : SelfSupervisedPlan
     network : Denoiser, optional
         D(x, sigma), trained in place, in float32 as the images; a small `NoiseConditionalUNet` when left out.
@@ -201,7 +202,8 @@ def _chosen(
             "losses: equivariance alone is met by a network that gives nothing. Add a loss that knows the images, such "
             "as noise2noise."
         )
-    scales = [1.0] * len(losses) if weights is None else [float(w) for w in weights]
+    usual = [_EQUIVARIANCE if loss == "equivariance" else 1.0 for loss in losses]
+    scales = usual if weights is None else [float(w) for w in weights]
     if len(scales) != len(losses) or not all(0 < w < float("inf") for w in scales):
         raise ValueError(f"weights: expected {len(losses)} positive numbers, one for each loss, got {weights}.")
     return [LOSSES[loss] if isinstance(loss, str) else loss for loss in losses], scales

@@ -117,7 +117,7 @@ def missing_wedge(draw: Draw) -> torch.Tensor:
     """
     problem = draw.problem
     shape = problem.physics.volume_shape
-    turn = _turn(draw.generator)
+    turn, around = _turn(draw.generator), draw.restored.detach().clone()
     with torch.no_grad():
         edge = min(shape)
         corner = [int(torch.randint(n - edge + 1, (), generator=draw.generator)) for n in shape]
@@ -125,7 +125,6 @@ def missing_wedge(draw: Draw) -> torch.Tensor:
         cube = TiltProjection(problem.physics.angles[0].detach(), (edge, edge, edge))
         turned = rotated(problem.first(draw.parts[0])[box], turn).contiguous()
         shown = least_squares(cube, cube.A(turned), 1e-2 * cube.squared_norm(), open_sides=True)
-        around = draw.restored.detach().clone()
         around[box] = 0
     pads = [size for c, n in zip(reversed(corner), reversed(shape), strict=True) for size in (c, n - c - edge)]
     found = rotated_back(draw.network(shown, problem.level), turn)

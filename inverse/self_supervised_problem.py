@@ -49,7 +49,7 @@ class Problem:
     variance : float
         s^2, of a voxel [square of the unit of the volume].
     level : float
-        Deviation of the noise of a first volume [unit of the volume].
+        Deviation of first volumes from the truth, were that white: noise, and what no tilt sees [unit of the volume].
 
     Raises
     ------
@@ -86,9 +86,9 @@ class Problem:
             raise ValueError("physics: expected an operator that sees the volume; its images of one are all 0.")
         noise = self.deviation.double().square().reshape(-1, 1, 1)
         self.variance = isotropic_variance(self.images.double(), noise) / power
-        white = torch.randn(self.images.shape[1:], generator=random, dtype=torch.float64).to(self.images)
-        more = (1 + self.strength**2) ** 0.5
-        self.level = float(self.first(more * self.deviation * white[None]).double().var().sqrt())
+        drawn = self.variance**0.5 * white
+        seen = self.noisy(drawn.expand(len(self.images), *white.shape[1:]), random)
+        self.level = float((self.first(seen) - drawn).double().square().mean().sqrt())
 
     def first(self, images: torch.Tensor) -> torch.Tensor:
         """L images: damped least squares (batch, 1, z, y, x), in closed form where the operator has one."""
