@@ -7,6 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inverse.calibration.ctf_fit import CtfFit as CtfFit
+    from inverse.calibration.ctf_fit import fit_ctf as fit_ctf
+    from inverse.calibration.series_ctf import SeriesCtf as SeriesCtf
+    from inverse.calibration.series_ctf import fit_series_ctf as fit_series_ctf
     from inverse.metrics.coverage import Coverage as Coverage
     from inverse.metrics.coverage import coverage as coverage
     from inverse.metrics.coverage import interval_coverage as interval_coverage
@@ -90,6 +94,8 @@ if TYPE_CHECKING:
     from inverse.weights import write_network as write_network
 
 _HOMES = {
+    "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
+    "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],
     "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],
     "metrics.fsc": ["ShellCorrelation", "fsc", "measured_region"],

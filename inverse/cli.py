@@ -147,6 +147,57 @@ def reconstruct(
     typer.echo(path)
 
 
+@app.command("fit-ctf")
+def fit_ctf(
+    image: Annotated[Path, typer.Argument(help="Image or tilt series (.mrc); a series with its angles beside it.")],
+    voltage: Annotated[float, typer.Option(min=1, help="In kV.")] = 300.0,
+    spherical_aberration: Annotated[float, typer.Option("--cs", help="In mm.")] = 2.7,
+    amplitude_contrast: Annotated[float, typer.Option(min=0, max=0.99, help="Share, such as 0.07.")] = 0.07,
+    fit: Annotated[
+        str, typer.Option(help="What else to fit: phase_shift,thickness,tilt,spherical_aberration,pixel_size ...")
+    ] = "",
+    tilt: Annotated[float, typer.Option(min=-85, max=85, help="Of the specimen, in deg.")] = 0.0,
+    axis_angle: Annotated[float, typer.Option(help="Of the tilt axis, from y, in deg.")] = 0.0,
+    movie: Annotated[bool, typer.Option("--movie", help="The file's sections are frames of one image.")] = False,
+    pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
+    angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="NAME.png: rings of the image beside those of the fit.")] = None,
+) -> None:
+    """Fit defocus and astigmatism to an image or to each image of a tilt series, with standard errors."""
+    with clear_errors():
+        from cryosim.io.mrc import read_stack
+
+        names = tuple(fit.replace(",", " ").split())
+        stack, pixel = read_stack(image, pixel_size=pixel_size)
+        if len(stack) > 1 and not movie:
+            from inverse.calibration.series_ctf import fit_series_ctf
+
+            series = _read(image, pixel_size, None, angles, None, voltage if angles else None, None)
+            lines = fit_series_ctf(series, voltage, spherical_aberration, amplitude_contrast).lines(series.tilts.angles)
+        else:
+            from inverse.calibration.ctf_fit import fit_ctf as fitted
+
+            found = fitted(
+                stack,
+                pixel,
+                voltage,
+                spherical_aberration,
+                amplitude_contrast,
+                fit=names,  # type: ignore[arg-type]
+                tilt=tilt,
+                axis_angle=axis_angle,
+            )
+            lines = found.lines()
+            if plot is not None:
+                from cryosim.io.files import atomic_write
+                from cryosim.plot import to_png
+                from inverse.ctf_pictures import ctf_fit_figure
+
+                with atomic_write(plot) as temporary:
+                    temporary.write_bytes(to_png(ctf_fit_figure(stack, pixel, found)))
+    typer.echo("\n".join(lines))
+
+
 @app.command()
 def train(
     source: Annotated[

@@ -255,7 +255,23 @@ def aberration(
     tensor (..., y, x)
         chi [rad], unshifted order; the leading axes are those of the optics' fields.
     """
-    kx, ky = _grid(shape, pixel_size, dtype, device)
+    return aberration_at(optics, *_grid(shape, pixel_size, dtype, device))
+
+
+def aberration_at(optics: Optics, kx: torch.Tensor, ky: torch.Tensor) -> torch.Tensor:
+    """Aberration function chi [rad], as of `aberration`, at any frequencies.
+
+    Parameters
+    ----------
+    optics : Optics
+    kx, ky : tensor
+        Frequencies, of shapes that broadcast [1/Å].
+
+    Returns
+    -------
+    tensor
+        Of the shape of kx and ky together.
+    """
     wave, ux, uy, tilt = _angles(optics, kx, ky)
     path = _path(optics, ux, uy)
     if tilt is not None:
@@ -263,7 +279,7 @@ def aberration(
     chi = (2 * torch.pi / wave) * path
     if is_zero(optics.phase_shift):
         return chi
-    return chi - torch.deg2rad(per_image(optics.phase_shift, dtype, device)) * ((kx != 0) | (ky != 0))
+    return chi - torch.deg2rad(per_image(optics.phase_shift, kx.dtype, kx.device)) * ((kx != 0) | (ky != 0))
 
 
 def displacement(optics: Optics, kx: torch.Tensor, ky: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Estimates of the microscope and of the geometry, with standard errors."""
