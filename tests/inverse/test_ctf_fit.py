@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import cryosim as cs
+from cryosim import io
 from cryosim.core.fourier import frequencies
 from cryosim.core.rotation import tilt_rotation
 from cryosim.microscope.optics import Optics, aberration_at, ctf
@@ -16,6 +18,8 @@ from inverse.calibration.ctf_fit import fit_ctf, rise_of
 from inverse.calibration.ring_model import COARSEST, SCALES, RingModel
 from inverse.calibration.series_ctf import fit_series_ctf
 from inverse.calibration.thon_rings import polar_cells, tile_cells
+
+MICROGRAPH = Path(__file__).parents[2] / "tutorials" / "data" / "micrograph.mrc.gz"
 
 
 class Case(NamedTuple):
@@ -286,3 +290,12 @@ def test_a_series_without_a_voltage_is_refused(generator):
     series = cs.TiltSeries(images=torch.rand(2, 256, 256, generator=generator), pixel_size=2.0, tilts=tilts)
     with pytest.raises(ValueError, match="voltage"):
         fit_series_ctf(series)
+
+
+def test_the_real_micrograph():
+    """Three other programs found 27,177 to 27,247 Å; the astigmatism is small, and its angle not determined."""
+    image, pixel_size = io.read_stack(MICROGRAPH)
+    found = fit_ctf(image, pixel_size, 300.0, thickness=0.0)
+    assert abs(found.optics.defocus - 27_210) < 100
+    assert found.optics.astigmatism < 250 and found.undetermined == ("astigmatism_angle",)
+    assert found.resolution <= 4.8
