@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inverse.calibration.alignment import Alignment as Alignment
+    from inverse.calibration.alignment import align as align
     from inverse.calibration.ctf_fit import CtfFit as CtfFit
     from inverse.calibration.ctf_fit import fit_ctf as fit_ctf
     from inverse.calibration.series_ctf import SeriesCtf as SeriesCtf
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from inverse.weights import write_network as write_network
 
 _HOMES = {
+    "calibration.alignment": ["Alignment", "align"],
     "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
     "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],
     "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],

@@ -23,11 +23,12 @@ from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra,
 Parameter = Literal["shifts", "axis_angle", "angles", "thickness"]
 Progress = Callable[[int, int], None]
 
-_BANDS = (0.03, 0.045, 0.065, 0.09, 0.13, 0.2, 0.3)  # |u| up to which images are used, one after another [1/px]
-_ALONE = (1.0, 0.5, 0.25, 0.1, 0.03, 0.0, 0.0)  # in these bands, of `Model`
+_BANDS = {0.03: 1.0, 0.045: 0.5, 0.065: 0.25, 0.09: 0.1, 0.13: 0.03, 0.2: 0.0, 0.3: 0.0}
+"""Frequencies |u| up to which images are used, one after another [1/px], each with `alone` of `Model`."""
 _JUMPS = 0.1  # [1/px]: with coarser images, single tilts may go anywhere
 _WIDTH = 256  # [px] to which images are binned
-_TURNS = ((4, (-5.0, -2.5, 0.0, 2.5, 5.0)), (5, (-1.2, 0.0, 1.2)), (6, (-0.4, 0.0, 0.4)))  # after a band [deg]
+_TURNS = ((-5.0, -2.5, 0.0, 2.5, 5.0), (-1.2, 0.0, 1.2), (-0.4, 0.0, 0.4))  # of the axis [deg]
+_FINE = 0.15  # [1/px]: of images up to this frequency or more, the axis is told
 _OFF = 0.5  # [deg] that the angles are expected to be off
 
 
@@ -49,7 +50,7 @@ class Alignment(NamedTuple):
     standard_errors : dict of str to tensor
         Of "shifts" (tilt, 2) [Å], "axis_angle" [deg], "angles" (tilt,) [deg], "thickness" [Å]; of what was fitted.
     log_likelihood : float
-        Of the images, up to a constant [nat].
+        Of the images, over that of tilts that have nothing to do with each other [nat].
     gained : float
         Log-likelihood over that of the alignment it began with, at the same frequencies [nat].
     finest : float
@@ -68,16 +69,19 @@ class Alignment(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Images (tilt, y, x), what the lens does to them, and what is fitted."""
+    """Images (tilt, y, x), the angles they came with, what the lens does to them, and what is fitted."""
 
     images: torch.Tensor
+    angles: torch.Tensor
     optics: Optics | None
     pixel_size: float
     fit: tuple[str, ...]
 
 
 class _Fit(NamedTuple):
-    """A geometry with the model it was found by, and the amplitudes moved back (k, tilt)."""
+    """A geometry, the model it was found by, the amplitudes moved back (k, tilt), and their log-likelihood over that of
+    tilts that have nothing to do with each other: other than the likelihood itself, it does not change with how much of
+    an image a turn brings into the field."""
 
     geometry: Geometry
     model: Model
@@ -149,7 +153,7 @@ def align(
     _expect(images, turned, pixel_size, fit)
     bin = max(1, round(min(images.shape[1:]) / _WIDTH)) if bin is None else bin
     step = pixel_size * bin
-    data = _Data(_binned(images, bin), optics, step, tuple(fit))
+    data = _Data(_binned(images, bin), turned, optics, step, tuple(fit))
     begun = torch.zeros(len(turned), 2) if shifts is None else torch.as_tensor(shifts) / step
     start = Geometry(
         begun.double(),
@@ -157,10 +161,13 @@ def align(
         0.0 if axis_angle is None else axis_angle,
         (0.2 * min(data.images.shape[1:]) if thickness is None else thickness / step),
     )
-    limit = min(_BANDS[-1], math.inf if finest is None else step / finest)
-    bands = [band for band in _BANDS if band < limit] + [limit]
+    limit = max(_BANDS) if finest is None else min(max(_BANDS), step / finest)
+    least = 2.8 / min(data.images.shape[1:])  # a handful of frequencies
+    if limit < least:
+        raise ValueError(f"align: expected a finest period below {step / least:.3g} Å, got {finest} Å.")
+    bands = {band: alone for band, alone in _BANDS.items() if least < band < limit} | {limit: 0.0}
     found, spread = _climbed(data, start, bands, progress)
-    return _result(data, start, found, spread, bands[-1])
+    return _result(data, start, found, spread, limit)
 
 
 def _expect(images: torch.Tensor, angles: torch.Tensor, pixel_size: float, fit: Sequence[str]) -> None:
@@ -196,40 +203,38 @@ def _binned(images: torch.Tensor, bin: int) -> torch.Tensor:
 # the climb ------------------------------------------------------------------------------------------------------------
 
 
-def _climbed(data: _Data, geometry: Geometry, bands: list[float], progress: Progress | None) -> tuple[_Fit, float]:
+def _climbed(
+    data: _Data, geometry: Geometry, bands: dict[float, float], progress: Progress | None
+) -> tuple[_Fit, float]:
     """The most likely geometry, and the standard error of the axis [deg]."""
-    spread, steps = math.inf, len(bands) + len(_TURNS)
-    done = 0
-    found: _Fit | None = None
-    for i, band in enumerate(bands):
-        found = _settled(data, geometry, band, 4 if band < _JUMPS or i == len(bands) - 1 else 2, _ALONE[i])
+    spread, found = math.inf, None
+    turns = list(_TURNS) if "axis_angle" in data.fit else []
+    for i, (band, alone) in enumerate(bands.items()):
+        last = i == len(bands) - 1
+        found = _settled(data, geometry, band, 4 if band < _JUMPS or last else 2, alone)
         geometry = found.geometry
-        for after, turns in _TURNS if "axis_angle" in data.fit else ():
-            last = after > len(bands) - 1 and i == len(bands) - 1
-            if i == after - 1 or last:
-                geometry, spread = _turned(data, geometry, band, turns, _ALONE[i])
-                done += 1
-        done += 1
+        while turns and (last or (band >= _FINE and len(turns) > 1)):
+            geometry, spread = _turned(data, geometry, band, turns.pop(0), alone)
         if progress is not None:
-            progress(min(done, steps), steps)
-    assert found is not None
+            progress(i + 1, len(bands))
     if "axis_angle" in data.fit:
-        found = _settled(data, geometry, bands[-1], 3)
+        found = _settled(data, geometry, max(bands), 3)
+    assert found is not None
     return found, spread
 
 
-def _settled(data: _Data, geometry: Geometry, band: float, rounds: int, alone: float = 0.0) -> _Fit:
+def _settled(data: _Data, geometry: Geometry, band: float, rounds: int, alone: float = 0.0, turn: float = 0.0) -> _Fit:
     """The maximum near a geometry, with images up to one frequency."""
     found: _Fit | None = None
     for _ in range(rounds):
-        field = field_of(data.images, geometry, band)
+        field = field_of(data.images, geometry, band, turn)
         transfer = _transfer(data, field)
         spectra = spectra_of(field, geometry.angles, transfer)
         model = Model(field, spectra, geometry, transfer, alone)
         move = _scored(model, model.jumped() if band < _JUMPS else torch.zeros_like(geometry.shifts))
         x = model.moved(move)
         geometry = geometry._replace(shifts=geometry.shifts + _taken(move, geometry.axis_angle))
-        found = _Fit(geometry, model, x, model.log_likelihood(x))
+        found = _Fit(geometry, model, x, model.log_likelihood(x) - model.apart_log_likelihood(x))
         if "thickness" in data.fit and band >= 0.09:
             slope, information = model.thickness_score(x)
             change = max(-0.3, min(0.3, slope / (information + 4)))  # log T is expected within a factor of two or so
@@ -238,7 +243,8 @@ def _settled(data: _Data, geometry: Geometry, band: float, rounds: int, alone: f
         if "angles" in data.fit and band >= 0.13:
             slope, information = model.angle_score(x)
             weight = information + torch.eye(len(slope), dtype=torch.float64) / _OFF**2
-            off = torch.linalg.solve(weight, slope).clamp(-0.5, 0.5)
+            expected = (geometry.angles - data.angles) / _OFF**2
+            off = torch.linalg.solve(weight, slope - expected).clamp(-0.5, 0.5)
             geometry = geometry._replace(angles=geometry.angles + off - off.mean())
     assert found is not None
     return found._replace(geometry=geometry)
@@ -290,19 +296,20 @@ def _turned(
     data: _Data, geometry: Geometry, band: float, turns: Sequence[float], alone: float
 ) -> tuple[Geometry, float]:
     """The geometry at the best of some axes, and the standard error of a parabola through the best three [deg]."""
-    tried = []
+    tried, axis = [], geometry.axis_angle
+    widest = max(abs(axis + turn - 90 * round(axis / 90)) for turn in turns)
     for turn in turns:
-        one = _settled(data, geometry._replace(axis_angle=geometry.axis_angle + turn), band, 1, alone)
+        one = _settled(data, geometry._replace(axis_angle=axis + turn), band, 1, alone, widest)
         tried.append((one.value, turn, one.geometry))
     best = max(range(len(tried)), key=lambda i: tried[i][0])
     middle = min(max(best, 1), len(tried) - 2)
     (low, _, _), (here, turn, _), (high, _, _) = tried[middle - 1 : middle + 2]
     width = turns[1] - turns[0]
     bend = (2 * here - low - high) / width**2
-    if best != middle or bend <= 0:
+    if bend <= 0:
         return tried[best][2], math.inf
-    top = turn + 0.5 * (high - low) / (bend * width)
-    return tried[best][2]._replace(axis_angle=geometry.axis_angle + top), bend**-0.5
+    top = max(-1.5 * width, min(1.5 * width, 0.5 * (high - low) / (bend * width)))
+    return tried[best][2]._replace(axis_angle=axis + turn + top), bend**-0.5
 
 
 def _transfer(data: _Data, field: Field) -> torch.Tensor | None:
@@ -341,7 +348,7 @@ def _result(data: _Data, start: Geometry, found: _Fit, spread: float, band: floa
     before = field_of(data.images, start._replace(thickness=geometry.thickness), band)
     transfer = _transfer(data, before)
     old = Model(before, _known(before, model, transfer, start), start._replace(thickness=geometry.thickness), transfer)
-    gained = found.value - old.log_likelihood(before.seen)
+    gained = found.value - (old.log_likelihood(before.seen) - old.apart_log_likelihood(before.seen))
     if gained < 0:
         warnings.warn(
             "align: the images were more likely as they came. Give a better axis_angle or thickness, or larger images.",

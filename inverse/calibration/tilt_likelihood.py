@@ -99,11 +99,16 @@ class Spectra(NamedTuple):
     noise: torch.Tensor
 
 
-def field_of(images: torch.Tensor, geometry: Geometry, finest: float) -> Field:
-    """Amplitudes of images (tilt, y, x), moved back by the shifts, up to |u| = `finest` [1/px]."""
+def field_of(images: torch.Tensor, geometry: Geometry, finest: float, turn: float = 0.0) -> Field:
+    """Amplitudes of images (tilt, y, x), moved back by the shifts, up to |u| = `finest` [1/px].
+
+    Corners that a turn of the axis by `turn` [deg] would leave empty are left out: likelihoods of several axes can be
+    compared where they have the same part of the images.
+    """
     straight = to_tilt_frame(images, geometry.shifts.to(images.dtype), geometry.axis_angle)
     rows, width = straight.shape[1:]
-    fade = [_window(n, images) for n in (rows, width)]
+    empty = 0.5 * math.tan(math.radians(turn))
+    fade = [_window(n, empty * other, images) for n, other in ((rows, width), (width, rows))]
     cosines = torch.cos(torch.deg2rad(geometry.angles)).double()
     kx = torch.arange(width // 2 + 1, dtype=torch.float64) / width
     ky = frequencies(rows, dtype=torch.float64)
@@ -126,10 +131,11 @@ def field_of(images: torch.Tensor, geometry: Geometry, finest: float) -> Field:
     return Field(amplitudes, known.double(), kx[columns], u, rows_of, columns, rows, fade[1].double(), share)
 
 
-def _window(n: int, like: torch.Tensor) -> torch.Tensor:
-    """Cosine edges (n,), of mean square 1."""
+def _window(n: int, empty: float, like: torch.Tensor) -> torch.Tensor:
+    """Cosine edges (n,) beyond some empty samples on each side, of mean square 1."""
     at = torch.arange(n, dtype=like.dtype) + 0.5
-    window = torch.sin(0.5 * torch.pi * (torch.minimum(at, n - at) / (_FADE * n)).clamp_max(1)).square()
+    inside = ((torch.minimum(at, n - at) - empty) / (_FADE * n)).clamp(0, 1)
+    window = torch.sin(0.5 * torch.pi * inside).square()
     return window / window.square().mean().sqrt()
 
 
@@ -220,6 +226,14 @@ class Model:
         """Of amplitudes (k, tilt) [nat]."""
         return -self.field.share * (float((x.conj() * self.times(x)).real.sum()) + self.log_det)
 
+    def apart_log_likelihood(self, x: torch.Tensor) -> float:
+        """The same, were the tilts independent, each of its own C_ii [nat]."""
+        total = 0.0
+        for block in self._blocks():
+            own = self.covariance(block).diagonal(dim1=1, dim2=2)
+            total += float((x[block].abs().square() / own + own.log()).sum())
+        return -self.field.share * total
+
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """W x (k, tilt)."""
         return torch.view_as_complex((self.inverse @ torch.view_as_real(x)).contiguous())
@@ -304,7 +318,7 @@ def _kernel(field: Field, apart: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     overlap = torch.fft.irfft(spectrum.abs().square(), n=2 * n)[:n] / field.window.square().sum()
     overlap = torch.cat([overlap, overlap.new_zeros(2)])
     widest = float(apart.abs().max())
-    nodes, weights = (torch.as_tensor(v) for v in leggauss(24 + math.ceil(1.7 * widest * (top - 1) / n)))
+    nodes, weights = (torch.as_tensor(v) for v in leggauss(24 + 2 * math.ceil(0.85 * widest * (top - 1) / n)))
     nodes, weights = nodes[nodes > 0] / 2, weights[nodes > 0]  # even in q: over the half, twice
     distances, place = torch.unique((apart.abs() * 1e6).round() / 1e6, return_inverse=True)
     d = nodes * distances[:, None]  # (distance, node)

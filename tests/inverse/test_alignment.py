@@ -1,0 +1,199 @@
+"""Alignment of simulated series, of which the truth is known, and the likelihood it climbs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import cryosim as cs
+import inverse as inv
+from cryosim.core.fourier import shifted
+from cryosim.microscope.optics import Optics, ctf
+from inverse.calibration.alignment import _free
+from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra, field_of, spectra_of
+from inverse.physics.turn import turned_planes
+
+ANGLES = torch.arange(-60.0, 61.0, 3.0)
+
+
+def crowd(shape: tuple[int, int, int], filled: int, generator: torch.Generator) -> torch.Tensor:
+    """Blobs of several sizes (z, y, x) in the middle `filled` layers, as wide as the box."""
+    volume = torch.zeros(shape)
+    z = torch.arange(-6, 7)
+    for _ in range(filled * shape[1] * shape[2] // 900):
+        size = 1.2 + 1.8 * float(torch.rand((), generator=generator))
+        middle = torch.rand(3, generator=generator) * torch.tensor([filled, *shape[1:]], dtype=torch.float32)
+        at, rest = middle.long(), middle - middle.floor()
+        parts = [torch.exp(-((z - r) ** 2) / (2 * size**2)) for r in rest]
+        places = [(z + a + off) % n for a, off, n in zip(at, ((shape[0] - filled) // 2, 0, 0), shape, strict=True)]
+        blob = parts[0][:, None, None] * parts[1][:, None] * parts[2]
+        volume[places[0][:, None, None], places[1][:, None], places[2]] += blob
+    return volume
+
+
+class Taken:
+    """A series of images (tilt, y, x) cut from a wider field, displaced and turned, with noise."""
+
+    def __init__(
+        self, n: int, filled: int, snr: float, seed: int, axis: float = 0.0, lens: Optics | None = None
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        side = n + 24
+        volume = crowd((filled + 8, side, 2 * side), filled, generator)
+        images = (
+            inv.TiltProjection(ANGLES, (filled + 8, side, 2 * side), (side, side)).A(volume[None, None])[0, 0].double()
+        )
+        if lens is not None:
+            images = torch.fft.ifft2(torch.fft.fft2(images) * ctf(lens, (side, side), 5.0)).real
+        self.shifts = (2 * torch.rand(len(ANGLES), 2, generator=generator, dtype=torch.float64) - 1) * 6
+        if axis:
+            images = turned_planes(images, torch.tensor(-axis, dtype=torch.float64), side, side)
+        images = shifted(images, self.shifts)[:, 12:-12, 12:-12]
+        noise = float(images.var(dim=(1, 2)).mean()) / snr
+        drawn = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+        self.images = images + noise**0.5 * drawn
+
+    def off(self, shifts: torch.Tensor, axis: float = 0.0) -> torch.Tensor:
+        """Errors of shifts (tilt, 2), less what a displaced specimen makes, along and across the axis."""
+        a = math.radians(axis)
+        turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64)
+        free, errors = _free(ANGLES.double()), ((shifts - self.shifts) @ turn).T.flatten()
+        return (free @ (free.T @ errors)).reshape(2, -1).T
+
+
+def rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+# the likelihood ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seen() -> tuple[Field, Spectra, Geometry]:
+    """Amplitudes of a small series, odd in y, aligned."""
+    taken = Taken(60, 20, 0.5, 3)
+    images = taken.images[:, :59] - taken.images.mean((1, 2), keepdim=True)
+    geometry = Geometry(taken.shifts, ANGLES.double(), 0.0, 18.0)
+    field = field_of(images, geometry, 0.3)
+    return field, spectra_of(field, geometry.angles, None), geometry
+
+
+def slope_of(values: list[float], step: float) -> float:
+    return (values[0] - values[1]) / (2 * step)
+
+
+def test_scores_are_slopes_of_the_log_likelihood(seen):
+    field, spectra, geometry = seen
+    model = Model(field, spectra, geometry)
+    scores = model.shift_score(field.seen)
+    for i, axis in ((5, 0), (30, 1)):
+        move = torch.zeros(len(ANGLES), 2, dtype=torch.float64)
+        move[i, axis] = 1e-4
+        found = [model.log_likelihood(model.moved(sign * move)) for sign in (1, -1)]
+        assert float(scores[axis * len(ANGLES) + i]) == pytest.approx(slope_of(found, 1e-4), rel=1e-4)
+    off = geometry._replace(thickness=26.0)  # far from the maximum, where the slope is large
+    model = Model(field, spectra, off)
+    around = [off._replace(thickness=26.0 * math.exp(h)) for h in (1e-3, -1e-3)]
+    found = [Model(field, spectra, one).log_likelihood(field.seen) for one in around]
+    assert model.thickness_score(field.seen)[0] == pytest.approx(slope_of(found, 1e-3), rel=0.02)
+
+
+def test_scores_have_the_variance_that_the_information_says(seen):
+    """Over amplitudes drawn from the model itself."""
+    field, spectra, geometry = seen
+    model = Model(field, spectra, geometry)
+    factor = torch.linalg.cholesky(model.covariance(slice(0, None)))
+    generator = torch.Generator().manual_seed(1)
+    shift, angle, thickness = [], [], []
+    for _ in range(60):
+        white = torch.randn(*field.seen.shape, 2, generator=generator, dtype=torch.float64) / 2**0.5
+        x = torch.view_as_complex((factor @ white).contiguous())
+        shift.append(model.shift_score(x))
+        angle.append(model.angle_score(x)[0])
+        thickness.append(model.thickness_score(x)[0])
+    # a field counts `share` of its frequencies: slopes of all of them scatter by its square, information by itself
+    for drawn, information in (
+        (torch.stack(shift), model.shift_information().diagonal()),
+        (torch.stack(angle), model.angle_score(field.seen)[1].diagonal()),
+        (torch.tensor(thickness)[:, None], torch.tensor([model.thickness_score(field.seen)[1]])),
+    ):
+        ratio = float((drawn.square().mean(0) / (information * field.share)).mean())
+        assert 0.6 < ratio < 1.5 if len(information) == 1 else 0.85 < ratio < 1.15
+
+
+def test_without_edges_the_kernel_is_a_sinc(seen):
+    field, spectra, geometry = seen
+    plain = field._replace(window=torch.ones(4000, dtype=torch.float64))
+    thin = geometry._replace(thickness=4.0)
+    model = Model(plain, spectra, thin)
+    kx = torch.arange(int(field.column.max()) + 1, dtype=torch.float64)[:, None, None] / 4000
+    torch.testing.assert_close(model.kernel, torch.sinc(kx * model.apart), atol=5e-3, rtol=0)
+
+
+def test_a_displaced_specimen_changes_nothing_that_is_fitted():
+    free, t = _free(ANGLES.double()), torch.deg2rad(ANGLES.double())
+    assert free.shape == (2 * len(ANGLES), 2 * len(ANGLES) - 3)
+    moved = torch.cat([3 * torch.cos(t) + 2 * torch.sin(t), torch.full_like(t, -1.5)])
+    assert float((free.T @ moved).abs().max()) < 1e-10
+
+
+# alignments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("snr", "most"), [(0.5, 0.15), (0.1, 0.2)])
+def test_shifts_are_found_to_a_fraction_of_a_pixel(snr, most):
+    taken = Taken(128, 30, snr, 0)
+    found = inv.align(taken.images, ANGLES, 5.0, fit=("shifts", "thickness"))
+    errors = taken.off(found.shifts / 5.0)
+    assert rms(errors) < most
+    assert 1 / 1.5 < rms(errors / (found.standard_errors["shifts"] / 5.0)) < 1.5
+    assert found.thickness == pytest.approx(150.0, rel=0.15)
+    assert found.gained > 1000
+
+
+@pytest.mark.slow
+def test_the_axis_is_found():
+    taken = Taken(192, 30, 0.5, 2, axis=3.0)
+    found = inv.align(taken.images, ANGLES, 5.0)
+    assert abs(found.axis_angle - 3.0) < 3 * float(found.standard_errors["axis_angle"]) < 0.5
+    assert rms(taken.off(found.shifts / 5.0, 3.0)) < 0.15
+
+
+def test_a_series_through_a_lens():
+    """The sign of the lens changes with the frequency, and with it the sign by which tilts agree."""
+    lens = Optics(300.0, defocus=40_000.0, spherical_aberration=2.7, amplitude_contrast=0.07)
+    taken = Taken(96, 20, 0.5, 4, lens=lens)
+    tilts = cs.TiltScheme(angles=ANGLES, doses=torch.full_like(ANGLES, 3.0))
+    series = cs.TiltSeries(images=taken.images.float(), pixel_size=5.0, tilts=tilts, optics=lens)
+    seen = inv.align(series, fit=("shifts", "thickness"), thickness=100.0)
+    assert rms(taken.off(seen.shifts / 5.0)) < 0.25
+
+
+def test_images_that_are_aligned_stay_so_in_any_unit_and_bin(generator):
+    taken = Taken(64, 14, 1.0, 6)
+    straight = shifted(taken.images, -taken.shifts)
+    for images in (straight.float(), 40 * straight + 3, straight.repeat_interleave(2, 1).repeat_interleave(2, 2)):
+        size = 5.0 * 64 / images.shape[1]
+        found = inv.align(images, ANGLES.tolist(), size, bin=images.shape[1] // 64, fit=("shifts",), thickness=70.0)
+        errors = found.shifts / 5.0
+        free = _free(ANGLES.double())
+        assert rms(free.T @ errors.T.flatten()) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "message"),
+    [
+        (torch.rand(41, 20, 64), {}, "32 or more pixels"),
+        (torch.rand(40, 64, 64), {}, "as many angles"),
+        (torch.ones(41, 64, 64), {}, "constant"),
+        (torch.full((41, 64, 64), torch.nan), {}, "not finite"),
+        (torch.rand(41, 64, 64), {"fit": ("axis_angle",)}, 'fit with "shifts"'),
+        (torch.rand(41, 64, 64), {"angles": None}, "expected angles"),
+        (torch.rand(41, 64, 64), {"pixel_size": -1.0}, "positive pixel_size"),
+    ],
+)
+def test_what_is_refused(images, changes, message):
+    with pytest.raises(ValueError, match=message):
+        inv.align(images, **({"angles": ANGLES, "pixel_size": 5.0} | changes))
