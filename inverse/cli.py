@@ -199,6 +199,54 @@ def fit_ctf(
 
 
 @app.command()
+def align(
+    series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="NAME.xf (IMOD, with .tlt) or NAME.aln (AreTomo); else .xf.")
+    ] = None,
+    thickness: Annotated[float | None, typer.Option(min=0, help="Of the specimen, to begin with, in Å.")] = None,
+    axis_angle: Annotated[float | None, typer.Option(help="Of the tilt axis, from y, right to 5 deg.")] = None,
+    fit_angles: Annotated[bool, typer.Option("--fit-angles", help="Correct the angle of each tilt, too.")] = False,
+    fit_axis: Annotated[bool, typer.Option(help="Correct the angle of the axis.")] = True,
+    finest: Annotated[float | None, typer.Option(min=0, help="Period beyond which images are not used, in Å.")] = None,
+    bin: Annotated[int | None, typer.Option(min=1, help="Pixels to one; else so that about 256 are left.")] = None,
+    pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
+    angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    voltage: Annotated[float | None, typer.Option(min=0, help="In kV, where no file tells it.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
+) -> None:
+    """Find shifts, tilt axis and thickness of a tilt series, without markers, with standard errors."""
+    path = output or series.with_name(f"{_stem(series)}.xf")
+    with clear_errors(), progress_bars() as report:
+        from cryosim.io.aretomo import write_aln
+        from cryosim.io.imod import write_xf
+        from inverse.calibration.alignment import align as aligned
+
+        if path.suffix.lower() not in (".xf", ".aln"):
+            raise ValueError(f"{path}: --output: expected a name that ends in .xf or .aln, got {path.suffix!r}.")
+        given = _read(series, pixel_size, None, angles, None, voltage, exclude)
+        names = ["shifts", "thickness", *(["axis_angle"] if fit_axis else []), *(["angles"] if fit_angles else [])]
+        found = aligned(
+            given,
+            thickness=thickness,
+            axis_angle=axis_angle,
+            finest=finest,
+            bin=bin,
+            fit=names,  # type: ignore[arg-type]
+            progress=lambda done, total: report("align", done, total),
+        )
+        tilts = given.tilts.replace(
+            shifts=found.shifts.to(given.tilts.shifts), angles=found.angles.to(given.tilts.angles)
+        ).replace(axis_angle=found.axis_angle)
+        shape = (given.images.shape[1], given.images.shape[2])
+        if path.suffix.lower() == ".xf":
+            write_xf(path, tilts, float(given.pixel_size), shape, nominal=given.tilts.angles)
+        else:
+            write_aln(path, tilts, float(given.pixel_size), shape, nominal=given.tilts.angles)
+    typer.echo("\n".join([*found.lines(), str(path)]))
+
+
+@app.command()
 def train(
     source: Annotated[
         Path,

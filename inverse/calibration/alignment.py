@@ -67,6 +67,20 @@ class Alignment(NamedTuple):
     gained: float
     finest: float
 
+    def lines(self) -> list[str]:
+        """The figures, for people."""
+        error = self.standard_errors
+        told = [
+            f"tilt {angle:7.2f} deg  shift {x:9.2f} ± {ex:.2f} Å along x, {y:9.2f} ± {ey:.2f} Å along y"
+            for angle, (x, y), (ex, ey) in zip(
+                self.angles.tolist(), self.shifts.tolist(), error["shifts"].tolist(), strict=True
+            )
+        ]
+        for name, value, unit in (("axis_angle", self.axis_angle, "deg"), ("thickness", self.thickness, "Å")):
+            margin = f" ± {float(error[name]):.2f}" if name in error else ", as given"
+            told.append(f"{name.replace('_', ' ')} {value:.2f}{margin} {unit}")
+        return [*told, f"images to {self.finest:.1f} Å; {self.gained:,.0f} nat more likely than as they came"]
+
 
 class _Data(NamedTuple):
     """Images (tilt, y, x), the angles they came with, what the lens does to them, and what is fitted."""
