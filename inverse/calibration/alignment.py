@@ -29,6 +29,7 @@ _JUMPS = 0.1  # [1/px]: with coarser images, single tilts may go anywhere
 _WIDTH = 256  # [px] to which images are binned
 _TURNS = ((-5.0, -2.5, 0.0, 2.5, 5.0), (-1.2, 0.0, 1.2), (-0.4, 0.0, 0.4))  # of the axis [deg]
 _FINE = 0.15  # [1/px]: of images up to this frequency or more, the axis is told
+_LOST = 0.2  # of what images have in common: less, and one is likely lost
 _OFF = 0.5  # [deg] that the angles are expected to be off
 
 
@@ -153,6 +154,11 @@ def align(
     ------
     ValueError
         For images or angles that do not fit, are constant or not finite, or unknown names.
+
+    Warns
+    -----
+    UserWarning
+        When images have little in common with the others, or were more likely as they came.
     """
     if isinstance(images, TiltSeries):
         series = images
@@ -231,10 +237,16 @@ def _climbed(
             geometry, spread = _turned(data, geometry, band, turns.pop(0), alone)
         if progress is not None:
             progress(i + 1, len(bands))
+    assert found is not None
     if "axis_angle" in data.fit:
         found = _settled(data, geometry, max(bands), 3)
-    assert found is not None
     return found, spread
+
+
+def _lost(found: _Fit) -> torch.Tensor:
+    """Tilts (tilt,) that have little in common with the others."""
+    common = found.model.agreement(found.x)
+    return common < _LOST * common.median()
 
 
 def _settled(data: _Data, geometry: Geometry, band: float, rounds: int, alone: float = 0.0, turn: float = 0.0) -> _Fit:
@@ -363,6 +375,14 @@ def _result(data: _Data, start: Geometry, found: _Fit, spread: float, band: floa
     transfer = _transfer(data, before)
     old = Model(before, _known(before, model, transfer, start), start._replace(thickness=geometry.thickness), transfer)
     gained = found.value - (old.log_likelihood(before.seen) - old.apart_log_likelihood(before.seen))
+    lost = [round(float(t), 1) for t in geometry.angles[_lost(found)]]
+    if lost:
+        warnings.warn(
+            f"align: the images at {lost} degrees have little in common with the others, and their shifts are likely "
+            "wrong. Leave them out, or give shifts, thickness or axis_angle to begin with.",
+            UserWarning,
+            stacklevel=3,
+        )
     if gained < 0:
         warnings.warn(
             "align: the images were more likely as they came. Give a better axis_angle or thickness, or larger images.",

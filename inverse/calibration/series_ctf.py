@@ -136,10 +136,11 @@ def fit_series_ctf(
     lens |= {"spherical_aberration": float(fixed.spherical_aberration), "magnification": 1.0}
     low = series.tilts.angles.abs() <= series.tilts.angles.abs().median()
     start, limit = searched(_together(parts, fixed, limits, low.tolist()), lens, defocus_range, False)
-    both = []
-    for hand in (1.0, -1.0):
-        state = start._replace(lens=start.lens | {"rise_x": hand})
-        both.append(_fitted(parts, fixed, state, limit, _together(parts, fixed, limits)))
+    seen, free = _together(parts, fixed, limits), ["defocus", "along", "across"]
+    hands = [start._replace(lens=start.lens | {"rise_x": hand}) for hand in (1.0, -1.0)]
+    reached = [refined(seen, state, free, limit) for state in hands]
+    finer = min(limit for _, limit in reached)  # of both: likelihoods of the same rings can be compared
+    both = [_fitted(parts, fixed, seen.model(finer).climbed(state, free), finer, seen) for state, _ in reached]
     margin = both[0].value - both[1].value
     best = both[1] if margin < -_DECIDED else both[0]
     told = 0 if abs(margin) < _DECIDED else int(math.copysign(1, margin))
@@ -193,11 +194,10 @@ def _together(
 
 
 def _fitted(parts: list[tuple[Cells, torch.Tensor]], fixed: Optics, state: State, limit: float, seen: Seen) -> _Hand:
+    """Defoci of all images for one hand, by rings up to `limit` [Å], from the lens that they have in common."""
     free = ["defocus", "along", "across"]
-    state, limit = refined(seen, state, free, limit)
-    together = seen.model(limit)
-    n = len(free)
-    astigmatism = astigmatism_errors(covariance_of(together.information(state, free)[0])[:n, :n], state.lens, free)
+    information = seen.model(limit).information(state, free)[0]
+    astigmatism = astigmatism_errors(covariance_of(information)[:3, :3], state.lens, free)
     models = []
     for cells, spans in parts:
         keep = cells.radius < 1 / limit

@@ -234,6 +234,11 @@ class Model:
             total += float((x[block].abs().square() / own + own.log()).sum())
         return -self.field.share * total
 
+    def agreement(self, x: torch.Tensor) -> torch.Tensor:
+        """What each tilt has in common with the others (tilt,) [nat]: -2 Re sum x_i^* sum over j != i of W_ij x_j."""
+        own = self.inverse.diagonal(dim1=1, dim2=2) * x
+        return -2 * self.field.share * (x.conj() * (self.times(x) - own)).real.sum(0)
+
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """W x (k, tilt)."""
         return torch.view_as_complex((self.inverse @ torch.view_as_real(x)).contiguous())

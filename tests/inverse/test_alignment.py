@@ -153,6 +153,14 @@ def test_shifts_are_found_to_a_fraction_of_a_pixel(snr, most):
     assert found.gained > 1000
 
 
+def test_an_image_of_something_else_is_named():
+    taken = Taken(96, 20, 0.5, 4)
+    images, generator = taken.images.clone(), torch.Generator().manual_seed(2)
+    images[7] = images[7].std() * torch.randn(96, 96, generator=generator, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"-39.0.* little in common"):
+        inv.align(images, ANGLES, 5.0, fit=("shifts", "thickness"))
+
+
 @pytest.mark.slow
 def test_the_axis_is_found():
     taken = Taken(192, 30, 0.5, 2, axis=3.0)
