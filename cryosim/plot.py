@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from cryosim.core.fourier import cosine_edges
 from cryosim.core.volume import Volume
 from cryosim.microscope.optics import Optics, ctf
 
@@ -788,8 +789,7 @@ def _lifted(power: np.ndarray) -> np.ndarray:
 
 def _taper(n: int, share: float = 0.1) -> torch.Tensor:
     """Window (n,) that rises as a cosine over `share` of the axis at either end."""
-    nearest = torch.minimum(torch.arange(n), torch.arange(n).flip(0)).double() + 0.5
-    return 0.5 * (1 - torch.cos(torch.pi * (nearest / max(share * n, 1.0)).clamp(max=1.0)))
+    return cosine_edges(n, max(share * n, 1.0), dtype=torch.float64)
 
 
 def _ring_means(power: np.ndarray, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:

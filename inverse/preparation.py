@@ -14,7 +14,7 @@ import torch
 
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.constants import interaction_constant
-from cryosim.core.fourier import frequencies, resampling_matrix, ring_means, squared_frequencies
+from cryosim.core.fourier import cosine_edges, frequencies, resampling_matrix, ring_means, squared_frequencies
 from cryosim.microscope.optics import Optics
 from cryosim.microscope.optics import ctf as contrast_transfer
 from cryosim.specimen.damage import Damage, fading
@@ -173,10 +173,7 @@ def faded_edges(images: torch.Tensor, fraction: float = 0.05) -> torch.Tensor:
         n = images.shape[axis]
         if n == 1:
             continue
-        edge = max(1, round(fraction * n))
-        distance = torch.arange(n, dtype=images.dtype, device=images.device)
-        distance = torch.minimum(distance, distance.flip(0)) + 0.5
-        window = torch.sin(0.5 * torch.pi * (distance / edge).clamp_max(1)) ** 2
+        window = cosine_edges(n, max(1, round(fraction * n)), dtype=images.dtype, device=images.device)
         images = images * (window[:, None] if axis == -2 else window)
     return images
 

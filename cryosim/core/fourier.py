@@ -120,6 +120,15 @@ def shifted(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(images) * torch.polar(torch.ones_like(turns), turns), s=(ny, nx))
 
 
+def cosine_edges(
+    n: int, edge: float, *, empty: float = 0.0, dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
+    """Window (n,) that rises as sin^2 over `edge` samples at either end, beyond `empty` ones, and is 1 between."""
+    distance = torch.arange(n, dtype=dtype, device=device)
+    distance = torch.minimum(distance, distance.flip(0)) + 0.5
+    return torch.sin(0.5 * torch.pi * ((distance - empty) / edge).clamp(0, 1)).square()
+
+
 def dirichlet_kernel(turns: torch.Tensor, odd: int | torch.Tensor) -> torch.Tensor:
     """sum of exp(2 pi i m turns) over the `odd` whole numbers m about 0: sin(pi odd turns) / sin(pi turns), float64."""
     fraction = turns - turns.detach().round()

@@ -18,7 +18,7 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.core.fourier import resampling_matrix
 from cryosim.microscope.optics import Optics, aberration_at
-from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra, field_of, spectra_of
+from inverse.calibration.tilt_likelihood import Field, Geometry, Model, field_of, spectra_of
 
 Parameter = Literal["shifts", "axis_angle", "angles", "thickness"]
 Progress = Callable[[int, int], None]
@@ -254,7 +254,7 @@ def _settled(data: _Data, geometry: Geometry, band: float, rounds: int, alone: f
     found: _Fit | None = None
     for _ in range(rounds):
         field = field_of(data.images, geometry, band, turn)
-        transfer = _transfer(data, field)
+        transfer = _transfer(data, field, geometry.axis_angle)
         spectra = spectra_of(field, geometry.angles, transfer)
         model = Model(field, spectra, geometry, transfer, alone)
         move = _scored(model, model.jumped() if band < _JUMPS else torch.zeros_like(geometry.shifts))
@@ -311,11 +311,11 @@ def _free(angles: torch.Tensor) -> torch.Tensor:
     return basis[:, 3 : 2 * n]
 
 
-def _taken(shifts: torch.Tensor, axis_angle: float) -> torch.Tensor:
-    """Shifts (tilt, 2) in the images as they were taken."""
+def _taken(vectors: torch.Tensor, axis_angle: float) -> torch.Tensor:
+    """Vectors (..., 2) of the frame whose axis is y, in the images as they were taken."""
     a = math.radians(axis_angle)
     turn = torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]], dtype=torch.float64)
-    return shifts @ turn
+    return vectors @ turn
 
 
 def _turned(
@@ -338,14 +338,14 @@ def _turned(
     return tried[best][2]._replace(axis_angle=axis + turn + top), bend**-0.5
 
 
-def _transfer(data: _Data, field: Field) -> torch.Tensor | None:
+def _transfer(data: _Data, field: Field, axis_angle: float) -> torch.Tensor | None:
     """The lens at the frequencies of a field (k, tilt), with its sign; None without optics."""
     if data.optics is None:
         return None
     columns = []
     for i in range(field.u.shape[1]):
-        one = data.optics.index(slice(i, i + 1))
-        k = field.u[:, i] / data.pixel_size
+        one = data.optics.index(i)
+        k = _taken(field.u[:, i], axis_angle) / data.pixel_size
         contrast = torch.asin(torch.as_tensor(one.amplitude_contrast, dtype=torch.float64))
         columns.append(torch.sin(aberration_at(one, k[:, 0], k[:, 1]) - contrast))
     return torch.stack(columns, 1)
@@ -371,9 +371,10 @@ def _result(data: _Data, start: Geometry, found: _Fit, spread: float, band: floa
         _, information = model.angle_score(found.x)
         weight = information + torch.eye(n, dtype=torch.float64) / _OFF**2
         told["angles"] = torch.linalg.inv(weight).diagonal().sqrt()
-    before = field_of(data.images, start._replace(thickness=geometry.thickness), band)
-    transfer = _transfer(data, before)
-    old = Model(before, _known(before, model, transfer, start), start._replace(thickness=geometry.thickness), transfer)
+    first = start._replace(thickness=geometry.thickness)
+    before = field_of(data.images, first, band)
+    transfer = _transfer(data, before, first.axis_angle)
+    old = Model(before, spectra_of(before, first.angles, transfer)._replace(noise=model.noise), first, transfer)
     gained = found.value - (old.log_likelihood(before.seen) - old.apart_log_likelihood(before.seen))
     lost = [round(float(t), 1) for t in geometry.angles[_lost(found)]]
     if lost:
@@ -400,9 +401,3 @@ def _result(data: _Data, start: Geometry, found: _Fit, spread: float, band: floa
         gained=gained,
         finest=data.pixel_size / band,
     )
-
-
-def _known(field: Field, model: Model, transfer: torch.Tensor | None, start: Geometry) -> Spectra:
-    """Spectra for the alignment that was begun with: its own, as the powers of images hardly know of alignment."""
-    own = spectra_of(field, start.angles, transfer)
-    return own._replace(noise=model.noise)

@@ -19,19 +19,8 @@ from cryosim.microscope.optics import Optics
 from inverse.calibration.ring_model import COARSEST, SCALES, RingModel, State, optics_of
 from inverse.calibration.thon_rings import Cells, joined, polar_cells, tile_cells
 
-CTF_LIMITS = (
-    10.0,
-    8.0,
-    6.6,
-    5.6,
-    4.8,
-    4.2,
-    3.7,
-    3.3,
-    3.0,
-    2.7,
-    2.45,
-)  # [Å], to which rings are used, one after another
+_LIMITS = (10.0, 8.0, 6.6, 5.6, 4.8, 4.2, 3.7, 3.3, 3.0, 2.7, 2.45)
+"""Periods [Å] to which rings are used, one after another."""
 _EVIDENCE = 8.0  # [nat] that the rings of a band must bring
 _FOUND = 20.0  # [nat] that all rings must bring: the best of as many lenses as are tried brings 10 in noise
 _THICK = 10.0  # [nat] that a thickness must bring
@@ -194,9 +183,7 @@ def fit_ctf(
         When no rings are found.
     """
     stack = expect_image(image, pixel_size, voltage, defocus_range, fit)
-    limits = [limit for limit in CTF_LIMITS if limit > max(2.1 * pixel_size, finest or 0.0)]
-    if len(limits) < 2:
-        raise ValueError(f"fit_ctf: expected pixels below {CTF_LIMITS[1] / 2.1:.1f} Å, got {pixel_size} Å.")
+    limits = limits_of("fit_ctf", pixel_size, finest)
     fixed = Optics(
         voltage,
         spherical_aberration=spherical_aberration,
@@ -204,13 +191,11 @@ def fit_ctf(
         phase_shift=phase_shift,
     )
     rise_x, rise_y = rise_of(tilt, axis_angle)
-    lens = {"along": 0.0, "across": 0.0, "thickness": thickness or 0.0, "rise_x": rise_x, "rise_y": rise_y}
-    lens |= {"phase_shift": phase_shift, "amplitude_contrast": amplitude_contrast, "magnification": 1.0}
-    lens |= {"spherical_aberration": spherical_aberration}
+    lens = lens_of(fixed) | {"thickness": thickness or 0.0, "rise_x": rise_x, "rise_y": rise_y}
     tile = None if tilt == 0 and "tilt" not in fit else tile_of(stack, pixel_size)
     parts = tile_cells(stack, pixel_size, limits[-1], tile or max(128, min(stack.shape) // 4))
     cells = joined(parts) if tile else polar_cells(stack, pixel_size, limits[-1])
-    seen = Seen(cells, fixed, (tile or 0) * pixel_size, limits)
+    seen = Seen(cells, fixed, limits)
     free = ["defocus", "along", "across"]
     extra = [name for field in fit for name in _FIELDS[field] if name != "thickness"]
     state, limit = searched(seen, lens, defocus_range, "phase_shift" in fit)
@@ -229,7 +214,7 @@ def fit_ctf(
         extra = [*extra, "thickness"]
     model = seen.model(limit)
     state = model.climbed(state, [*free, *extra])
-    by_tile = [RingModel(part.within(COARSEST, limit), fixed, seen.span) for part in parts]
+    by_tile = [RingModel(part.within(COARSEST, limit), fixed) for part in parts]
     return _result(model, by_tile, state, [*free, *extra], limit, margin, pixel_size)
 
 
@@ -255,6 +240,21 @@ def expect_image(
     return stack
 
 
+def limits_of(caller: str, pixel_size: float, finest: float | None) -> list[float]:
+    """Periods [Å], falling, that pixels hold and that are not beyond `finest`."""
+    limits = [limit for limit in _LIMITS if limit > max(2.1 * pixel_size, finest or 0.0)]
+    if len(limits) < 2:
+        raise ValueError(f"{caller}: expected pixels below {_LIMITS[1] / 2.1:.1f} Å, got {pixel_size} Å.")
+    return limits
+
+
+def lens_of(optics: Optics) -> dict[str, float]:
+    """All of `SCALES` but the defocus, of a round lens and a thin, level specimen."""
+    names = ("phase_shift", "amplitude_contrast", "spherical_aberration")
+    plain = dict.fromkeys(("along", "across", "thickness", "rise_x", "rise_y"), 0.0)
+    return plain | {"magnification": 1.0} | {name: float(getattr(optics, name)) for name in names}
+
+
 def rise_of(tilt: float, axis_angle: float) -> tuple[float, float]:
     """Slope of the heights of a tilted slab along x and y of its image: z = -tan(tilt) across the axis."""
     slope, axis = -math.tan(math.radians(tilt)), math.radians(axis_angle)
@@ -272,17 +272,15 @@ def tile_of(image: torch.Tensor, pixel_size: float) -> int:
 class Seen:
     """Models of one image's cells up to several limits, each made when it is asked for."""
 
-    def __init__(self, cells: Cells, fixed: Optics, span: float | torch.Tensor, limits: list[float]) -> None:
-        self.cells, self.fixed, self.span, self.limits = cells, fixed, span, limits
+    def __init__(self, cells: Cells, fixed: Optics, limits: list[float]) -> None:
+        self.cells, self.fixed, self.limits = cells, fixed, limits
         self._models: dict[tuple[float, float], RingModel] = {}
 
     def model(self, finest: float, coarsest: float = COARSEST) -> RingModel:
         """Of the cells between two periods [Å]."""
         key = (coarsest, finest)
         if key not in self._models:
-            keep = (self.cells.radius >= 1 / coarsest) & (self.cells.radius < 1 / finest)
-            span = self.span[keep] if isinstance(self.span, torch.Tensor) else self.span
-            self._models[key] = RingModel(self.cells.where(keep), self.fixed, span)
+            self._models[key] = RingModel(self.cells.within(coarsest, finest), self.fixed)
         return self._models[key]
 
 

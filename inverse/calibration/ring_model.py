@@ -70,8 +70,6 @@ class RingModel:
     cells : Cells
     fixed : Optics
         Fields that a state does not name.
-    span : float or tensor (cell,)
-        Edge of a tile, over which heights change [Å]; 0 when the specimen is not tilted.
 
     Attributes
     ----------
@@ -79,8 +77,8 @@ class RingModel:
         Mean and standard deviation that a parameter of the lens is expected to have.
     """
 
-    def __init__(self, cells: Cells, fixed: Optics, span: float | torch.Tensor = 0.0) -> None:
-        self.cells, self.fixed, self.span = cells, fixed, span
+    def __init__(self, cells: Cells, fixed: Optics) -> None:
+        self.cells, self.fixed = cells, fixed
         self.prior: dict[str, tuple[float, float]] = {}
         place = (cells.radius * COARSEST).log() / _KNOT
         self.basis = splines(place, 4 + math.ceil(float(place.max())))
@@ -107,11 +105,12 @@ class RingModel:
         chi = aberration_at(optics, kx, ky)
         wave = wavelength(float(optics.voltage))
         rise = [lens.get(name, 0.0) for name in ("rise_x", "rise_y")]
-        if any(isinstance(r, torch.Tensor) or r for r in rise):
+        tilted = any(isinstance(r, torch.Tensor) or r for r in rise)
+        if tilted:
             chi = chi - (math.pi * wave) * square * (rise[0] * self.cells.x + rise[1] * self.cells.y)
         contrast = torch.as_tensor(optics.amplitude_contrast, dtype=torch.float64)
         seen = torch.cos(2 * (chi - torch.asin(contrast)))
-        for spread in (lens.get("thickness", 0.0), *(r * self.span for r in rise)):
+        for spread in (lens.get("thickness", 0.0), *(r * self.cells.span for r in rise if tilted)):
             if isinstance(spread, torch.Tensor) or spread:
                 seen = seen * torch.sinc(wave * square * spread)
         return (1 - seen.mean(0)) / 2

@@ -19,11 +19,12 @@ import torch
 from cryosim.acquisition.series import TiltSeries
 from cryosim.microscope.optics import Optics
 from inverse.calibration.ctf_fit import (
-    CTF_LIMITS,
     Seen,
     astigmatism_errors,
     covariance_of,
     expect_image,
+    lens_of,
+    limits_of,
     refined,
     rise_of,
     searched,
@@ -119,21 +120,14 @@ def fit_series_ctf(
     """
     fixed = _lens(series, voltage, spherical_aberration, amplitude_contrast)
     pixel, images = float(series.pixel_size), series.images
-    limits = [limit for limit in CTF_LIMITS if limit > max(2.1 * pixel, finest or 0.0)]
-    if len(limits) < 2:
-        raise ValueError(f"fit_series_ctf: expected pixels below {CTF_LIMITS[1] / 2.1:.1f} Å, got {pixel} Å.")
+    limits = limits_of("fit_series_ctf", pixel, finest)
     tile, axis = tile_of(images[0], pixel), float(series.tilts.axis_angle)
     parts = []
     for image, angle in zip(images, series.tilts.angles.tolist(), strict=True):
         stack = expect_image(image, pixel, float(fixed.voltage), defocus_range, ())
-        rise = rise_of(angle, axis)
-        span = math.hypot(*rise) * tile * pixel
-        cells = at_one_height(tile_cells(stack, pixel, limits[-1], tile), rise, 0.25 * span)
-        cells = cells.within(COARSEST, limits[-1])
-        parts.append((cells, torch.full_like(cells.radius, span)))
-    lens = {"along": 0.0, "across": 0.0, "thickness": 0.0, "rise_x": 0.0, "rise_y": 0.0}
-    lens |= {"phase_shift": float(fixed.phase_shift), "amplitude_contrast": float(fixed.amplitude_contrast)}
-    lens |= {"spherical_aberration": float(fixed.spherical_aberration), "magnification": 1.0}
+        cells = at_one_height(tile_cells(stack, pixel, limits[-1], tile), rise_of(angle, axis))
+        parts.append(cells.within(COARSEST, limits[-1]))
+    lens = lens_of(fixed)
     low = series.tilts.angles.abs() <= series.tilts.angles.abs().median()
     start, limit = searched(_together(parts, fixed, limits, low.tolist()), lens, defocus_range, False)
     seen, free = _together(parts, fixed, limits), ["defocus", "along", "across"]
@@ -184,24 +178,19 @@ class _Hand(NamedTuple):
     without: float
 
 
-def _together(
-    parts: list[tuple[Cells, torch.Tensor]], fixed: Optics, limits: list[float], chosen: list[bool] | None = None
-) -> Seen:
+def _together(parts: list[Cells], fixed: Optics, limits: list[float], chosen: list[bool] | None = None) -> Seen:
     """All images, or some, each over its own smooth spectrum."""
     some = [part for i, part in enumerate(parts) if chosen is None or chosen[i]]
-    even = [cells._replace(power=cells.power / RingModel(cells, fixed).smooth()) for cells, _ in some]
-    return Seen(joined(even), fixed, torch.cat([spans for _, spans in some]), limits)
+    even = [cells._replace(power=cells.power / RingModel(cells, fixed).smooth()) for cells in some]
+    return Seen(joined(even), fixed, limits)
 
 
-def _fitted(parts: list[tuple[Cells, torch.Tensor]], fixed: Optics, state: State, limit: float, seen: Seen) -> _Hand:
+def _fitted(parts: list[Cells], fixed: Optics, state: State, limit: float, seen: Seen) -> _Hand:
     """Defoci of all images for one hand, by rings up to `limit` [Å], from the lens that they have in common."""
     free = ["defocus", "along", "across"]
     information = seen.model(limit).information(state, free)[0]
     astigmatism = astigmatism_errors(covariance_of(information)[:3, :3], state.lens, free)
-    models = []
-    for cells, spans in parts:
-        keep = cells.radius < 1 / limit
-        models.append(RingModel(cells.where(keep), fixed, spans[keep]))
+    models = [RingModel(cells.within(COARSEST, limit), fixed) for cells in parts]
     states = [model.climbed(model.begun(state.lens), [], 20) for model in models]
     mean, spread = state.lens["defocus"], _SPREAD
     defoci, error = torch.zeros(2, len(models), dtype=torch.float64)

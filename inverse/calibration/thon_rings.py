@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from cryosim.core.fourier import frequencies
+from cryosim.core.fourier import cosine_edges, frequencies
 
 _EDGE = 0.06  # of each side of a tile, that fades
 
@@ -39,6 +39,8 @@ class Cells(NamedTuple):
         Likewise from x towards y [rad].
     x, y : tensor
         Of the middle of the tile from that of the image [Å].
+    span : tensor
+        Edge of the tile, across which the heights of a tilted specimen change [Å].
     """
 
     power: torch.Tensor
@@ -49,6 +51,7 @@ class Cells(NamedTuple):
     azimuth_spread: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
+    span: torch.Tensor
 
     def where(self, keep: torch.Tensor) -> Cells:
         """Some of them."""
@@ -75,11 +78,14 @@ def tile_cells(image: torch.Tensor, pixel_size: float, finest: float, tile: int)
     ]
 
 
-def at_one_height(parts: Sequence[Cells], rise: tuple[float, float], step: float) -> Cells:
-    """Tiles of a tilted specimen, those of about one height [Å] averaged, with the height in place of x, and y = 0.
+def at_one_height(parts: Sequence[Cells], rise: tuple[float, float]) -> Cells:
+    """Tiles of a tilted specimen, those of about one height averaged.
 
-    Heights rise by `rise` along (x, y) [1], and differ by less than `step` [Å] where they are taken together.
+    Heights rise by `rise` along (x, y) [1], and differ by less than a quarter of what a tile spans where they are taken
+    together. In what is returned x is the height, y is 0 and the span one of heights: of a rise of (1, 0).
     """
+    climb = math.hypot(*rise)
+    step = 0.25 * climb * float(parts[0].span[0])
     heights = torch.stack([rise[0] * part.x[0] + rise[1] * part.y[0] for part in parts])
     levels = torch.round(heights / max(step, 1e-3)).long()
     found = []
@@ -88,7 +94,7 @@ def at_one_height(parts: Sequence[Cells], rise: tuple[float, float], step: float
         one, n = together[0], torch.stack([part.samples for part in together]).sum(0)
         power = torch.stack([part.samples * part.power for part in together]).sum(0) / n
         height = heights[levels == level].mean().expand(len(n))
-        found.append(one._replace(power=power, samples=n, x=height, y=torch.zeros_like(height)))
+        found.append(one._replace(power=power, samples=n, x=height, y=torch.zeros_like(height), span=climb * one.span))
     return joined(found)
 
 
@@ -112,7 +118,8 @@ def _cells(image: torch.Tensor, pixel_size: float, finest: float, sectors: int, 
 
     means = [mean(values) for values in (radius, azimuth)]
     spreads = [mean((v - m[cell]).square()).sqrt() for v, m in zip((radius, azimuth), means, strict=True)]
-    places = (torch.full((len(found),), at, dtype=torch.float64) for at in middle)
+    extent = min(image.shape) * pixel_size
+    places = (torch.full((len(found),), at, dtype=torch.float64) for at in (*middle, extent))
     return Cells(mean(power), count.double() * independent, means[0], spreads[0], means[1], spreads[1], *places)
 
 
@@ -121,7 +128,8 @@ def _powers(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """|F|^2 (y, x), kx >= 0, up to 1 / finest; kx (1, x) and ky (y, 1) [1/Å], and the share of independent samples."""
     ny, nx = image.shape
-    window = _fading(ny, image)[:, None] * _fading(nx, image)
+    edges = (cosine_edges(n, max(1, round(_EDGE * n)), dtype=image.dtype, device=image.device) for n in (ny, nx))
+    window = torch.outer(*edges)
     contrast = (image - image.mean()) * window
     contrast = contrast - window * (contrast.sum() / window.sum())
     spectrum = torch.fft.rfft2(contrast)
@@ -132,11 +140,3 @@ def _powers(
     kx = frequencies(nx, pixel_size, dtype=torch.float64)[None, :columns]
     independent = float(window.square().mean() ** 2 / window.pow(4).mean())
     return power, kx, torch.cat([ky[:rows], ky[ny - rows :]])[:, None], independent
-
-
-def _fading(n: int, like: torch.Tensor) -> torch.Tensor:
-    """Window (n,), 1 but for cosine edges."""
-    edge = max(1, round(_EDGE * n))
-    distance = torch.arange(n, dtype=like.dtype, device=like.device)
-    distance = torch.minimum(distance, distance.flip(0)) + 0.5
-    return torch.sin(0.5 * torch.pi * (distance / edge).clamp_max(1)).square()

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from numpy.polynomial.legendre import leggauss
 
-from cryosim.core.fourier import frequencies, resampling_matrix
+from cryosim.core.fourier import cosine_edges, frequencies, resampling_matrix
 from inverse.physics.turn import to_tilt_frame
 
 _FADE = 0.12  # of each side
@@ -67,8 +67,6 @@ class Field(NamedTuple):
         0 where a tilt has none.
     known : tensor (k, tilt)
         1, or 0 where a tilt has none.
-    kx : tensor (k,)
-        Of the shared columns [1/px].
     u : tensor (k, tilt, 2)
         Of the images, (x, y) [1/px].
     row, column : tensor (k,)
@@ -83,7 +81,6 @@ class Field(NamedTuple):
 
     seen: torch.Tensor
     known: torch.Tensor
-    kx: torch.Tensor
     u: torch.Tensor
     row: torch.Tensor
     column: torch.Tensor
@@ -128,14 +125,12 @@ def field_of(images: torch.Tensor, geometry: Geometry, finest: float, turn: floa
     known = (u.square().sum(-1).sqrt() < finest) & (across < 0.5 - 2 / width)
     share = math.prod(float(w.square().mean() ** 2 / w.pow(4).mean()) for w in fade)
     amplitudes = torch.stack(seen, 1).to(torch.complex128) * known
-    return Field(amplitudes, known.double(), kx[columns], u, rows_of, columns, rows, fade[1].double(), share)
+    return Field(amplitudes, known.double(), u, rows_of, columns, rows, fade[1].double(), share)
 
 
 def _window(n: int, empty: float, like: torch.Tensor) -> torch.Tensor:
     """Cosine edges (n,) beyond some empty samples on each side, of mean square 1."""
-    at = torch.arange(n, dtype=like.dtype) + 0.5
-    inside = ((torch.minimum(at, n - at) - empty) / (_FADE * n)).clamp(0, 1)
-    window = torch.sin(0.5 * torch.pi * inside).square()
+    window = cosine_edges(n, _FADE * n, empty=empty, dtype=like.dtype)
     return window / window.square().mean().sqrt()
 
 
@@ -201,7 +196,7 @@ class Model:
         apart = (tangents[:, None] - tangents) * geometry.thickness
         self.kernel, self.kernel_slope = _kernel(field, apart)
         self.apart = apart
-        self.inverse = torch.empty(len(field.kx), len(angles), len(angles), dtype=torch.float64)
+        self.inverse = torch.empty(len(field.seen), len(angles), len(angles), dtype=torch.float64)
         self.log_det = 0.0
         for block in self._blocks():
             factor = torch.linalg.cholesky(self.covariance(block))
@@ -210,7 +205,7 @@ class Model:
 
     def _blocks(self) -> list[slice]:
         step = max(1, 2**24 // len(self.noise) ** 2)
-        return [slice(i, i + step) for i in range(0, len(self.field.kx), step)]
+        return [slice(i, i + step) for i in range(0, len(self.field.seen), step)]
 
     def signal(self, block: slice, kernel: torch.Tensor) -> torch.Tensor:
         """sqrt(p_i p_j) times a kernel (column, tilt, tilt): (k, tilt, tilt)."""

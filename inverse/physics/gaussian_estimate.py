@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from cryosim.core.fourier import resampling_matrix
+from cryosim.core.fourier import cosine_edges, resampling_matrix
 from cryosim.core.record import Record, item
 from inverse.physics.contrast import ContrastProjection
 from inverse.physics.contrast_inverse import lens_transfer
@@ -218,8 +218,7 @@ def _shared_field(images: torch.Tensor, angles: torch.Tensor, geometry: TiltGeom
 
 def _fade(n: int, device: torch.device) -> torch.Tensor:
     """Window (n,) with cosine edges and a mean square of 1."""
-    at = torch.arange(n, dtype=torch.float64, device=device) + 0.5
-    window = torch.sin(0.5 * torch.pi * (torch.minimum(at, n - at) / (_FADE * n)).clamp_max(1)) ** 2
+    window = cosine_edges(n, _FADE * n, dtype=torch.float64, device=device)
     return window / window.square().mean().sqrt()
 
 

@@ -11,7 +11,7 @@ import cryosim as cs
 import inverse as inv
 from cryosim.core.fourier import shifted
 from cryosim.microscope.optics import Optics, ctf
-from inverse.calibration.alignment import _free
+from inverse.calibration.alignment import _Data, _free, _transfer
 from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra, field_of, spectra_of
 from inverse.physics.turn import turned_planes
 
@@ -175,8 +175,21 @@ def test_a_series_through_a_lens():
     taken = Taken(96, 20, 0.5, 4, lens=lens)
     tilts = cs.TiltScheme(angles=ANGLES, doses=torch.full_like(ANGLES, 3.0))
     series = cs.TiltSeries(images=taken.images.float(), pixel_size=5.0, tilts=tilts, optics=lens)
+    each = lens.replace(defocus=torch.full((len(ANGLES),), 40_000.0))  # as `fit_series_ctf` gives it
+    of_each = inv.align(series.replace(optics=each), fit=("shifts", "thickness"), thickness=100.0)
     seen = inv.align(series, fit=("shifts", "thickness"), thickness=100.0)
     assert rms(taken.off(seen.shifts / 5.0)) < 0.25
+    torch.testing.assert_close(of_each.shifts, seen.shifts, atol=1e-3, rtol=0)
+
+
+def test_the_lens_does_not_turn_with_the_frame(seen):
+    """Astigmatism along the image's x lies along -y of a frame that is turned by 90 degrees."""
+    field, _, geometry = seen
+    astigmatic = Optics(300.0, defocus=30_000.0, astigmatism=9_000.0, astigmatism_angle=10.0)
+    data = _Data(field.seen, geometry.angles, astigmatic, 8.0, ())
+    turned = data._replace(optics=astigmatic.replace(astigmatism_angle=-80.0))
+    torch.testing.assert_close(_transfer(data, field, 90.0), _transfer(turned, field, 0.0), atol=1e-9, rtol=0)
+    assert rms(_transfer(data, field, 90.0) - _transfer(data, field, 0.0)) > 0.1
 
 
 def test_images_that_are_aligned_stay_so_in_any_unit_and_bin(generator):

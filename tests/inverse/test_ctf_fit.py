@@ -150,8 +150,8 @@ def test_rings_are_the_squared_ctf_averaged_over_the_heights(generator, thicknes
 def test_slopes_are_those_of_finite_differences(generator, name):
     image = torch.randn(256, 256, generator=generator)
     cells = polar_cells(image, 1.5, 5.0).within(COARSEST, 5.0)
-    cells = cells._replace(x=cells.x + 300.0, y=cells.y - 200.0)
-    model = RingModel(cells, lens(), span=400.0)
+    cells = cells._replace(x=cells.x + 300.0, y=cells.y - 200.0, span=torch.full_like(cells.x, 400.0))
+    model = RingModel(cells, lens())
     at = state(thickness=900.0, rise_x=0.4, rise_y=-0.2, phase_shift=20.0)
     _, slopes = model.slopes(at, [name])
     step = 1e-5 * SCALES[name]
