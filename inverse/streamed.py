@@ -8,7 +8,7 @@ Beside the file stands, while it is made, a folder `.NAME.work`:
     tomogram.*      the file in the making, put in its place in one step at the end
 
 A slab is the same whoever makes it and whenever, so a run that was killed and resumed gives the bytes of one that was
-not. While the disk takes one block, the next is computed.
+not (with as many threads: sums over more are rounded otherwise). While the disk takes one block, the next is computed.
 """
 
 from __future__ import annotations
