@@ -21,7 +21,12 @@ distributed = pytest.importorskip("distributed")
 def cluster():
     """Two processes, as someone else would have started them."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=50
+        n_workers=2,
+        threads_per_worker=1,
+        dashboard_address=":0",
+        memory_limit=0,
+        silence_logs=50,
+        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # as many as here: others round otherwise
     ) as running:
         yield running
 
