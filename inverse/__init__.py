@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inverse.calibration.alignment import Alignment as Alignment
     from inverse.calibration.alignment import align as align
+    from inverse.calibration.conventions import Conventions as Conventions
+    from inverse.calibration.conventions import check_conventions as check_conventions
     from inverse.calibration.ctf_fit import CtfFit as CtfFit
     from inverse.calibration.ctf_fit import fit_ctf as fit_ctf
     from inverse.calibration.series_ctf import SeriesCtf as SeriesCtf
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calibration.alignment": ["Alignment", "align"],
+    "calibration.conventions": ["Conventions", "check_conventions"],
     "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
     "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],
     "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],

@@ -124,7 +124,7 @@ def write_report(
         "steepest": round(float(series.tilts.angles.detach().abs().max())),
         "slab": SLAB / 10,  # [nm]
     }
-    write_text(path, _page(context))
+    write_text(path, page("report", context))
     return Path(path)
 
 
@@ -138,11 +138,13 @@ def _check(series: TiltSeries, truth: Volume | None, tomograms: Mapping[str, Vol
         expect_finite(volume.values, 3, f"write_report: reconstruction {name!r}")
 
 
-def _page(context: Mapping[str, Any]) -> str:
+def page(name: str, context: Mapping[str, Any]) -> str:
+    """The template `name` with what it shows, in the style of the report."""
     templates = package_files("inverse") / "templates"
-    page, style, script = ((templates / f"report.{end}").read_text("utf-8") for end in ("html", "css", "js"))
+    files = (f"{name}.html", "report.css", "report.js")
+    laid_out, style, script = ((templates / file).read_text("utf-8") for file in files)
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(page).render(
+    return environment.from_string(laid_out).render(
         context, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
     )
 

@@ -12,6 +12,7 @@ e_i the standard error of d_i under this very prior (the EM step of s). The hand
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -31,10 +32,12 @@ from inverse.calibration.ctf_fit import (
     tile_of,
 )
 from inverse.calibration.ring_model import COARSEST, SCALES, RingModel, State, optics_of
-from inverse.calibration.thon_rings import Cells, at_one_height, joined, tile_cells
+from inverse.calibration.thon_rings import at_one_height, joined, tile_cells
 
+_FREE = ["defocus", "along", "across"]
 _SPREAD = 2e3  # [Å] of the defoci of a series, to begin with
-_DECIDED = 5.0  # [nat] that decide the hand
+DECIDED = 5.0
+"""Of a margin, that decides [nat]."""
 
 
 class SeriesCtf(NamedTuple):
@@ -118,30 +121,18 @@ def fit_series_ctf(
     ValueError
         For images that are too small or not finite, or without a voltage.
     """
-    fixed = _lens(series, voltage, spherical_aberration, amplitude_contrast)
-    pixel, images = float(series.pixel_size), series.images
-    limits = limits_of("fit_series_ctf", pixel, finest)
-    tile, axis = tile_of(images[0], pixel), float(series.tilts.axis_angle)
-    parts = []
-    for image, angle in zip(images, series.tilts.angles.tolist(), strict=True):
-        stack = expect_image(image, pixel, float(fixed.voltage), defocus_range, ())
-        cells = at_one_height(tile_cells(stack, pixel, limits[-1], tile), rise_of(angle, axis))
-        parts.append(cells.within(COARSEST, limits[-1]))
-    lens = lens_of(fixed)
-    low = series.tilts.angles.abs() <= series.tilts.angles.abs().median()
-    start, limit = searched(_together(parts, fixed, limits, low.tolist()), lens, defocus_range, False)
-    seen, free = _together(parts, fixed, limits), ["defocus", "along", "across"]
-    hands = [start._replace(lens=start.lens | {"rise_x": hand}) for hand in (1.0, -1.0)]
-    reached = [refined(seen, state, free, limit) for state in hands]
+    fixed = lens_of_series(series, voltage, spherical_aberration, amplitude_contrast)
+    rings = SeriesRings(series, fixed, defocus_range, finest)
+    reached = rings.reached()
     finer = min(limit for _, limit in reached)  # of both: likelihoods of the same rings can be compared
-    both = [_fitted(parts, fixed, seen.model(finer).climbed(state, free), finer, seen) for state, _ in reached]
+    both = [rings.fitted(state, finer) for state, _ in reached]
     margin = both[0].value - both[1].value
-    best = both[1] if margin < -_DECIDED else both[0]
-    told = 0 if abs(margin) < _DECIDED else int(math.copysign(1, margin))
+    best = both[1] if margin < -DECIDED else both[0]
+    told = 0 if abs(margin) < DECIDED else int(math.copysign(1, margin))
     common = optics_of(fixed, best.state.lens)
     return SeriesCtf(
         optics=common.replace(
-            defocus=best.defoci.to(images.dtype),
+            defocus=best.defoci.to(series.images.dtype),
             astigmatism=float(common.astigmatism),
             astigmatism_angle=float(common.astigmatism_angle),
         ),
@@ -154,7 +145,10 @@ def fit_series_ctf(
     )
 
 
-def _lens(series: TiltSeries, voltage: float | None, spherical_aberration: float, amplitude_contrast: float) -> Optics:
+def lens_of_series(
+    series: TiltSeries, voltage: float | None, spherical_aberration: float, amplitude_contrast: float
+) -> Optics:
+    """What is known of the lens: all of it that is not the defocus, of the series where no voltage is given."""
     if voltage is None:
         if series.optics is None:
             raise ValueError("fit_series_ctf: the series does not tell its voltage. Give voltage [kV].")
@@ -165,7 +159,7 @@ def _lens(series: TiltSeries, voltage: float | None, spherical_aberration: float
     return Optics(voltage, spherical_aberration=spherical_aberration, amplitude_contrast=amplitude_contrast)
 
 
-class _Hand(NamedTuple):
+class HandFit(NamedTuple):
     """A fit of one hand: defoci and their standard errors (tilt,) [Å], log-likelihoods with and without rings [nat]."""
 
     state: State
@@ -178,30 +172,75 @@ class _Hand(NamedTuple):
     without: float
 
 
-def _together(parts: list[Cells], fixed: Optics, limits: list[float], chosen: list[bool] | None = None) -> Seen:
-    """All images, or some, each over its own smooth spectrum."""
-    some = [part for i, part in enumerate(parts) if chosen is None or chosen[i]]
-    even = [cells._replace(power=cells.power / RingModel(cells, fixed).smooth()) for cells in some]
-    return Seen(joined(even), fixed, limits)
+class SeriesRings:
+    """Powers of all images of a series, and how likely they are behind a lens.
 
+    Parameters
+    ----------
+    series : TiltSeries
+    fixed : Optics
+        Of plain numbers: what is known of the lens.
+    bounds : (float, float)
+        Of the defoci to search [Å].
+    finest : float or None
+        [Å].
+    """
 
-def _fitted(parts: list[Cells], fixed: Optics, state: State, limit: float, seen: Seen) -> _Hand:
-    """Defoci of all images for one hand, by rings up to `limit` [Å], from the lens that they have in common."""
-    free = ["defocus", "along", "across"]
-    information = seen.model(limit).information(state, free)[0]
-    astigmatism = astigmatism_errors(covariance_of(information)[:3, :3], state.lens, free)
-    models = [RingModel(cells.within(COARSEST, limit), fixed) for cells in parts]
-    states = [model.climbed(model.begun(state.lens), [], 20) for model in models]
-    mean, spread = state.lens["defocus"], _SPREAD
-    defoci, error = torch.zeros(2, len(models), dtype=torch.float64)
-    for _ in range(4):
-        for i, model in enumerate(models):
-            model.prior = {"defocus": (mean, spread)}
-            states[i] = model.climbed(states[i], ["defocus"], 20)
-            variance = covariance_of(model.information(states[i], ["defocus"])[0])[0, 0]
-            defoci[i], error[i] = states[i].lens["defocus"], variance.sqrt() * SCALES["defocus"]
-        mean = float(defoci.mean())
-        spread = max(10.0, float(((defoci - mean).square() + error.square()).mean()) ** 0.5)
-    value = sum(model.log_likelihood(s) - model.penalty(s) for model, s in zip(models, states, strict=True))
-    without = sum(model.without_rings() for model in models)
-    return _Hand(state, defoci, error, astigmatism, spread, limit, value, without)
+    def __init__(self, series: TiltSeries, fixed: Optics, bounds: tuple[float, float], finest: float | None) -> None:
+        pixel, images = float(series.pixel_size), series.images
+        self.fixed, self._bounds = fixed, bounds
+        self._limits = limits_of("fit_series_ctf", pixel, finest)
+        side = max(128, min(images.shape[1:]) // 2)  # heights differ between tiles
+        tile, axis = min(side, tile_of(images[0], pixel)), float(series.tilts.axis_angle)
+        self._parts = []
+        for image, angle in zip(images, series.tilts.angles.tolist(), strict=True):
+            stack = expect_image(image, pixel, float(fixed.voltage), bounds, ())
+            cells = at_one_height(tile_cells(stack, pixel, self._limits[-1], tile), rise_of(angle, axis))
+            self._parts.append(cells.within(COARSEST, self._limits[-1]))
+        # each over its own smooth spectrum
+        even = [cells._replace(power=cells.power / RingModel(cells, fixed).smooth()) for cells in self._parts]
+        low = (series.tilts.angles.abs() <= series.tilts.angles.abs().median()).tolist()
+        self._level = joined([cells for cells, kept in zip(even, low, strict=True) if kept])
+        self._cells = joined(even)
+
+    def behind(self, fixed: Optics) -> SeriesRings:
+        """The same powers, of another lens."""
+        other = copy(self)
+        other.fixed = fixed
+        return other
+
+    def reached(self) -> list[tuple[State, float]]:
+        """For both hands, as the angles have it and the other: the lens of all images, and the finest period [Å]."""
+        level = Seen(self._level, self.fixed, self._limits)
+        start, limit = searched(level, lens_of(self.fixed), self._bounds, False)
+        hands = [start._replace(lens=start.lens | {"rise_x": hand}) for hand in (1.0, -1.0)]
+        return [refined(self._together(), state, _FREE, limit) for state in hands]
+
+    def model(self, limit: float) -> RingModel:
+        """Of all images, with one lens."""
+        return self._together().model(limit)
+
+    def _together(self) -> Seen:
+        return Seen(self._cells, self.fixed, self._limits)
+
+    def fitted(self, state: State, limit: float) -> HandFit:
+        """Defoci of all images for one hand, by rings up to `limit` [Å], from the lens that they have in common."""
+        together = self.model(limit)
+        state = together.climbed(state, _FREE)
+        information = together.information(state, _FREE)[0]
+        astigmatism = astigmatism_errors(covariance_of(information)[:3, :3], state.lens, _FREE)
+        models = [RingModel(cells.within(COARSEST, limit), self.fixed) for cells in self._parts]
+        states = [model.climbed(model.begun(state.lens), [], 20) for model in models]
+        mean, spread = state.lens["defocus"], _SPREAD
+        defoci, error = torch.zeros(2, len(models), dtype=torch.float64)
+        for _ in range(4):
+            for i, model in enumerate(models):
+                model.prior = {"defocus": (mean, spread)}
+                states[i] = model.climbed(states[i], ["defocus"], 20)
+                variance = covariance_of(model.information(states[i], ["defocus"])[0])[0, 0]
+                defoci[i], error[i] = states[i].lens["defocus"], variance.sqrt() * SCALES["defocus"]
+            mean = float(defoci.mean())
+            spread = max(10.0, float(((defoci - mean).square() + error.square()).mean()) ** 0.5)
+        value = sum(model.log_likelihood(s) - model.penalty(s) for model, s in zip(models, states, strict=True))
+        without = sum(model.without_rings() for model in models)
+        return HandFit(state, defoci, error, astigmatism, spread, limit, value, without)
