@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inverse.calibration.alignment import Alignment as Alignment
     from inverse.calibration.alignment import align as align
+    from inverse.calibration.applied import applied as applied
     from inverse.calibration.conventions import Conventions as Conventions
     from inverse.calibration.conventions import check_conventions as check_conventions
     from inverse.calibration.ctf_fit import CtfFit as CtfFit
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calibration.alignment": ["Alignment", "align"],
+    "calibration.applied": ["applied"],
     "calibration.conventions": ["Conventions", "check_conventions"],
     "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
     "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],

@@ -150,9 +150,22 @@ def reconstruct(
 @app.command("fit-ctf")
 def fit_ctf(
     image: Annotated[Path, typer.Argument(help="Image or tilt series (.mrc); a series with its angles beside it.")],
-    voltage: Annotated[float, typer.Option(min=1, help="In kV.")] = 300.0,
-    spherical_aberration: Annotated[float, typer.Option("--cs", help="In mm.")] = 2.7,
-    amplitude_contrast: Annotated[float, typer.Option(min=0, max=0.99, help="Share, such as 0.07.")] = 0.07,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "--out",
+            "-o",
+            help="NAME.defocus (IMOD), NAME.txt (CTFFIND), NAME.star (RELION 5) or NAME.xml (Warp); of an image .txt.",
+        ),
+    ] = None,
+    voltage: Annotated[float | None, typer.Option(min=1, help="In kV; else that of the .mdoc, else 300.")] = None,
+    spherical_aberration: Annotated[
+        float | None, typer.Option("--cs", help="In mm; else that of the .mdoc, else 2.7.")
+    ] = None,
+    amplitude_contrast: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share; else that of the .mdoc, else 0.07.")
+    ] = None,
     fit: Annotated[
         str, typer.Option(help="What else to fit: phase_shift,thickness,tilt,spherical_aberration,pixel_size ...")
     ] = "",
@@ -161,33 +174,63 @@ def fit_ctf(
     movie: Annotated[bool, typer.Option("--movie", help="The file's sections are frames of one image.")] = False,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
     angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    alignment: Annotated[
+        Path | None, typer.Option(help="Of the series: .xf, .aln, .star or .xml, which a .star or .xml takes over.")
+    ] = None,
+    exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
     plot: Annotated[Path | None, typer.Option(help="NAME.png: rings of the image beside those of the fit.")] = None,
 ) -> None:
     """Fit defocus and astigmatism to an image or to each image of a tilt series, with standard errors."""
     with clear_errors():
-        from cryosim.io.mrc import read_stack
+        from cryosim.io.calibration import calibration_path, write_calibration
+        from cryosim.io.exposures import told_voltage
+        from cryosim.io.mrc import read_stack, stack_shape
+        from cryosim.microscope.optics import Optics
 
-        names = tuple(fit.replace(",", " ").split())
-        stack, pixel = read_stack(image, pixel_size=pixel_size)
-        if len(stack) > 1 and not movie:
+        path = None if output is None else calibration_path(output, "ctf")
+        kv = voltage or told_voltage(image) or 300.0
+        told = {"spherical_aberration": spherical_aberration, "amplitude_contrast": amplitude_contrast}
+        given = {"voltage": kv} | {name: value for name, value in told.items() if value is not None}
+        usual = Optics(spherical_aberration=2.7, amplitude_contrast=0.07)
+        if stack_shape(image)[0] > 1 and not movie:
+            from inverse.calibration.applied import applied
             from inverse.calibration.series_ctf import fit_series_ctf
 
-            series = _read(image, pixel_size, None, angles, None, voltage if angles else None, None)
-            lines = fit_series_ctf(series, voltage, spherical_aberration, amplitude_contrast).lines(series.tilts.angles)
+            asked = alignment is not None or angles is not None or exclude is not None
+            series = _read(image, pixel_size, alignment, angles, None, kv if asked else None, exclude)
+            _expect_unchanged(path, image, series)
+            series = series.replace(optics=(series.optics or usual).replace(**given))
+            fit_of_all = fit_series_ctf(series)
+            lines = fit_of_all.lines(series.tilts.angles)
+            if path is not None:
+                files = write_calibration(path, applied(series, ctf=fit_of_all), hand=fit_of_all.hand or 1)
+                lines += [str(file) for file in files]
         else:
             from inverse.calibration.ctf_fit import fit_ctf as fitted
 
+            if path is not None and path.suffix.lower() != ".txt":
+                raise ValueError(f"{path}: --output: expected NAME.txt for one image, got {path.suffix!r}.")
+            stack, pixel = read_stack(image, pixel_size=pixel_size)
+            lens = usual.replace(**given)
             found = fitted(
                 stack,
                 pixel,
-                voltage,
-                spherical_aberration,
-                amplitude_contrast,
-                fit=names,  # type: ignore[arg-type]
+                kv,
+                float(lens.spherical_aberration),
+                float(lens.amplitude_contrast),
+                fit=tuple(fit.replace(",", " ").split()),  # type: ignore[arg-type]
                 tilt=tilt,
                 axis_angle=axis_angle,
             )
             lines = found.lines()
+            if path is not None:
+                import torch
+
+                from cryosim.acquisition.tilts import TiltScheme
+                from cryosim.io.ctf_text import write_ctffind
+
+                write_ctffind(path, TiltScheme(torch.tensor([tilt]), torch.zeros(1)), found.optics, pixel)
+                lines.append(str(path))
             if plot is not None:
                 from cryosim.io.files import atomic_write
                 from cryosim.plot import to_png
@@ -202,7 +245,13 @@ def fit_ctf(
 def align(
     series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="NAME.xf (IMOD, with .tlt) or NAME.aln (AreTomo); else .xf.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "--out",
+            "-o",
+            help="NAME.xf (IMOD, with .tlt), NAME.aln (AreTomo), NAME.star (RELION 5) or NAME.xml (Warp); else .xf.",
+        ),
     ] = None,
     thickness: Annotated[float | None, typer.Option(min=0, help="Of the specimen, to begin with, in Å.")] = None,
     axis_angle: Annotated[float | None, typer.Option(help="Of the tilt axis, from y, right to 5 deg.")] = None,
@@ -212,19 +261,26 @@ def align(
     bin: Annotated[int | None, typer.Option(min=1, help="Pixels to one; else so that about 256 are left.")] = None,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
     angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    ctf_file: Annotated[
+        Path | None, typer.Option(help="CTF fits, which tell the sign of what is seen: .defocus, .txt, .star or .xml.")
+    ] = None,
     voltage: Annotated[float | None, typer.Option(min=0, help="In kV, where no file tells it.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
+    hand: Annotated[int, typer.Option(help="1 or -1, as fit-ctf tells it; for a .star or .xml.")] = 1,
 ) -> None:
     """Find shifts, tilt axis and thickness of a tilt series, without markers, with standard errors."""
     path = output or series.with_name(f"{_stem(series)}.xf")
     with clear_errors(), progress_bars() as report:
-        from cryosim.io.aretomo import write_aln
-        from cryosim.io.imod import write_xf
+        from cryosim.io.calibration import calibration_path, check_optics, write_calibration
         from inverse.calibration.alignment import align as aligned
+        from inverse.calibration.applied import applied
 
-        if path.suffix.lower() not in (".xf", ".aln"):
-            raise ValueError(f"{path}: --output: expected a name that ends in .xf or .aln, got {path.suffix!r}.")
-        given = _read(series, pixel_size, None, angles, None, voltage, exclude)
+        calibration_path(path, "alignment")
+        if hand not in (1, -1):
+            raise ValueError(f"--hand: expected 1 or -1, got {hand}.")
+        given = _read(series, pixel_size, None, angles, ctf_file, voltage, exclude)
+        _expect_unchanged(path, series, given)
+        check_optics(path, given)
         names = ["shifts", "thickness", *(["axis_angle"] if fit_axis else []), *(["angles"] if fit_angles else [])]
         found = aligned(
             given,
@@ -235,15 +291,8 @@ def align(
             fit=names,  # type: ignore[arg-type]
             progress=lambda done, total: report("align", done, total),
         )
-        tilts = given.tilts.replace(
-            shifts=found.shifts.to(given.tilts.shifts), angles=found.angles.to(given.tilts.angles)
-        ).replace(axis_angle=found.axis_angle)
-        shape = (given.images.shape[1], given.images.shape[2])
-        if path.suffix.lower() == ".xf":
-            write_xf(path, tilts, float(given.pixel_size), shape, nominal=given.tilts.angles)
-        else:
-            write_aln(path, tilts, float(given.pixel_size), shape, nominal=given.tilts.angles)
-    typer.echo("\n".join([*found.lines(), str(path)]))
+        files = write_calibration(path, applied(given, alignment=found), hand=hand)
+    typer.echo("\n".join([*found.lines(), *map(str, files)]))
 
 
 @app.command()
@@ -308,6 +357,15 @@ def _read(
         voltage=voltage,
         exclude=[int(s) for s in sections],
     )
+
+
+def _expect_unchanged(path: Path | None, stack: Path, series: TiltSeries) -> None:
+    """Raise where a file at `path` would be taken to be of the stack and is of images that were resampled."""
+    if path is not None and series.stack is None:
+        raise ValueError(
+            f"{path}: --output: expected the images of {stack} as they stand, but they were resampled to one axis and "
+            "magnification. Write them anew first (import_series, write_series), or give another alignment."
+        )
 
 
 def _stem(series: Path) -> str:

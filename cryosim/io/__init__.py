@@ -4,6 +4,8 @@ from cryosim.io.alignments import Alignment as Alignment
 from cryosim.io.alignments import aligned as aligned
 from cryosim.io.alignments import read_alignment as read_alignment
 from cryosim.io.aretomo import write_aln as write_aln
+from cryosim.io.calibration import calibration_path as calibration_path
+from cryosim.io.calibration import write_calibration as write_calibration
 from cryosim.io.copick import CopickObject as CopickObject
 from cryosim.io.copick import copick_name as copick_name
 from cryosim.io.copick import write_copick_config as write_copick_config

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 
+from cryosim.acquisition.series import Stack
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.record import Record, item
 from cryosim.core.rotation import rotation_z, tilt_rotation
@@ -123,11 +124,11 @@ class Sections(NamedTuple):
     Attributes
     ----------
     rows : tensor (section,)
-        Row of the scheme that stands in each section.
+        Row of the scheme that stands in each section, -1 where the series leaves it out.
     angles, nominal : tensor (section,)
-        True angles, and those the stage was asked for [deg].
+        True angles, and those the stage was asked for, which stand for both where a section is left out [deg].
     shifts : tensor (section, 2)
-        [Å].
+        [Å]; 0 where a section is left out.
     rotations : tensor (section, 3, 3)
         R_z(axis_angle) R_y(angle).
     axis_angle : float
@@ -141,9 +142,21 @@ class Sections(NamedTuple):
     rotations: torch.Tensor
     axis_angle: float
 
+    @property
+    def used(self) -> list[int]:
+        """Sections that the series has."""
+        return (self.rows >= 0).nonzero().flatten().tolist()
 
-def sections_of(tilts: TiltScheme, nominal: torch.Tensor | Sequence[float] | None = None) -> Sections:
-    """Rows of `tilts` by ascending nominal angle, which is how `write_series` puts them into a stack.
+    @property
+    def left_out(self) -> list[int]:
+        """Sections that the series leaves out."""
+        return (self.rows < 0).nonzero().flatten().tolist()
+
+
+def sections_of(
+    tilts: TiltScheme, nominal: torch.Tensor | Sequence[float] | None = None, stack: Stack | None = None
+) -> Sections:
+    """Rows of `tilts` as they stand in a stack: by ascending nominal angle, as `write_series` puts them, or as told.
 
     Parameters
     ----------
@@ -151,18 +164,35 @@ def sections_of(tilts: TiltScheme, nominal: torch.Tensor | Sequence[float] | Non
         As the images truly were taken.
     nominal : tensor (tilt,), optional
         Angles the stage was asked for [deg], in the order of exposure; `tilts.angles` when left out.
+    stack : Stack, optional
+        The file the images stand in, in place of `nominal`.
 
     Raises
     ------
     ValueError
-        When the nominal angles are not one a tilt.
+        When the nominal angles or the sections are not one a tilt.
     """
+    if stack is not None:
+        return _sections_of_stack(tilts, stack)
     true, shifts = (value.detach().cpu().to(torch.float64) for value in (tilts.angles, tilts.shifts))
     asked = true if nominal is None else torch.as_tensor(nominal, dtype=torch.float64).detach().cpu()
     if asked.shape != true.shape or not bool(torch.isfinite(asked).all()):
         raise ValueError(f"nominal: expected {len(true)} angles [deg], one a tilt, got {asked.tolist()}.")
     rows, axis = torch.argsort(asked, stable=True), float(tilts.axis_angle)
     return Sections(rows, true[rows], asked[rows], shifts[rows], tilt_rotation(true[rows], axis), axis)
+
+
+def _sections_of_stack(tilts: TiltScheme, stack: Stack) -> Sections:
+    places = stack.sections.cpu()
+    if len(places) != len(tilts):
+        raise ValueError(f"stack: expected {len(tilts)} sections, one a tilt, got {len(places)}.")
+    nominal = torch.tensor(stack.angles, dtype=torch.float64)
+    rows, angles, shifts = torch.full((len(nominal),), -1), nominal.clone(), nominal.new_zeros(len(nominal), 2)
+    rows[places] = torch.arange(len(places))
+    angles[places] = tilts.angles.detach().cpu().to(torch.float64)
+    shifts[places] = tilts.shifts.detach().cpu().to(torch.float64)
+    axis = float(tilts.axis_angle)
+    return Sections(rows, angles, nominal, shifts, tilt_rotation(angles, axis), axis)
 
 
 def read_alignment(
@@ -368,3 +398,11 @@ def sizes(what: str, shape: Sequence[int], axes: int) -> tuple[int, ...]:
     if len(shape) != axes or min(shape) < 1:
         raise ValueError(f"{what}: expected {axes} sizes of 1 or more, got {shape}.")
     return shape
+
+
+def constant(path: str | Path, field: str, value) -> float:
+    """`value` as a float, or a ValueError where it changes from tilt to tilt; `field` of `Optics`."""
+    values = torch.as_tensor(value, dtype=torch.float64).detach().reshape(-1)
+    if not bool((values == values[0]).all()):
+        raise ValueError(f"{path}: Optics.{field}: expected one value for the series, got {values.tolist()}.")
+    return float(values[0])

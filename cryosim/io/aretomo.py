@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cryosim.acquisition.series import Stack
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
 from cryosim.io.alignments import LARGEST, Geometry, needed, positive, sections_of, sizes
@@ -43,8 +44,11 @@ def write_aln(
     image_shape: tuple[int, int],
     *,
     nominal: torch.Tensor | Sequence[float] | None = None,
+    stack: Stack | None = None,
 ) -> None:
     """Write the .aln of a tilt series, as AreTomo3 does but with more digits.
+
+    Sections of the stack that the series leaves out are listed as dark.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ def write_aln(
         (y, x) [px].
     nominal : tensor (tilt,), optional
         Angles the stage was asked for [deg], in the order of exposure: they order the sections.
+    stack : Stack, optional
+        The file the images stand in, in place of `nominal`.
 
     Raises
     ------
@@ -64,15 +70,17 @@ def write_aln(
         When a size or the nominal angles are not right.
     """
     pixel, (ny, nx) = positive(f"{path}: pixel_size", pixel_size), sizes(f"{path}: image_shape", image_shape, 2)
-    sections = sections_of(tilts, nominal)
-    lines = ["# AreTomo Alignment / Priims bprmMn", f"# RawSize = {nx} {ny} {len(tilts)}", "# NumPatches = 0"]
+    sections = sections_of(tilts, nominal, stack)
+    n, places = len(sections.rows), torch.argsort(torch.argsort(sections.nominal, stable=True)).tolist()
+    lines = ["# AreTomo Alignment / Priims bprmMn", f"# RawSize = {nx} {ny} {n}", "# NumPatches = 0"]
+    lines += [f"# DarkFrame ={places[z]:6d} {z + 1:4d} {sections.nominal[z]:8.2f}" for z in sections.left_out]
     lines += ["# AlphaOffset =     0.00", "# BetaOffset =     0.00", _HEAD]
-    for number, (angle, (x, y)) in enumerate(
-        zip(sections.angles.tolist(), (sections.shifts / pixel).tolist(), strict=True), 1
-    ):
+    shifts = (sections.shifts / pixel).tolist()
+    for z in sections.used:
+        angle, (x, y) = float(sections.angles[z]), shifts[z]
         moved = f"{x + 0.0:12.6f} {y + 0.0:12.6f}"
         lines.append(
-            f"{number:5d} {sections.axis_angle + 0.0:12.6f} {1:10.5f} {moved} "
+            f"{z + 1:5d} {sections.axis_angle + 0.0:12.6f} {1:10.5f} {moved} "
             f"{1:8.2f} {1:8.2f} {1:8.2f} {0:8.2f} {angle + 0.0:12.6f}"
         )
     write_text(path, "\n".join([*lines, "# Local Alignment", ""]))

@@ -18,6 +18,10 @@ The azimuth is one of the raw images, of the first defocus (ctfphaseflip.cpp: 0.
 - axis))), and ctfutils.cpp turns it by 90 degrees where it exchanges the two): ctfphaseflip turns it with the
 transforms of an aligned stack. AreTomo3's _CTF_Imod.txt has the smaller defocus first but the azimuth of the larger,
 as in its _CTF.txt, which is the one to read.
+
+None of them but AreTomo3 tells the hand. ctfphaseflip takes the defocus to rise along +x of the aligned image at a
+positive angle (ctfphaseflip.cpp: deltaZ = (nx / 2 - x) tan(angle), and "the defocus is higher with negative deltaZ"),
+where ours falls: of a series whose hand is ours it needs its option -invert. Flag 16 is of the file's own angles alone.
 """
 
 from __future__ import annotations
@@ -30,9 +34,12 @@ from pathlib import Path
 import numpy
 import torch
 
-from cryosim.io.alignments import LARGEST
-from cryosim.io.files import FormatError, existing_file, read_text
+from cryosim.acquisition.series import Stack
+from cryosim.acquisition.tilts import TiltScheme
+from cryosim.io.alignments import LARGEST, Sections, constant, positive, sections_of
+from cryosim.io.files import FormatError, existing_file, read_text, write_text
 from cryosim.io.fitted_optics import FittedOptics
+from cryosim.microscope.optics import Optics, check_per_tilt
 
 _CONSTANTS = {
     "pixel_size": r"Pixel size:\s*(\S+)\s*Angstroms",
@@ -121,6 +128,82 @@ def read_imod_defocus(path: str | Path) -> FittedOptics:
     azimuth = torch.rad2deg(azimuth) if flags & _AZIMUTH_RADIANS else azimuth
     phase = torch.rad2deg(phase) if flags & _PHASE_RADIANS else phase
     return _of_views(path, table[:, :2], 5 * (first + second), 10 * (first - second), azimuth, phase)
+
+
+def write_ctffind(
+    path: str | Path, tilts: TiltScheme, optics: Optics, pixel_size: float, *, stack: Stack | None = None
+) -> None:
+    """Write CTF fits in the columns of CTFFIND 4, with 0 for the quality of the fits, which `Optics` does not tell.
+
+    Parameters
+    ----------
+    path : str or path
+    tilts : TiltScheme
+    optics : Optics
+        Fields () or (tilt,).
+    pixel_size : float
+        Of the images [Å].
+    stack : Stack, optional
+        The file the images stand in; by ascending angle when left out. Sections it leaves out have no line.
+
+    Raises
+    ------
+    ValueError
+        When voltage, spherical aberration or amplitude contrast change from tilt to tilt.
+    """
+    pixel, sections = positive(f"{path}: pixel_size", pixel_size), sections_of(tilts, stack=stack)
+    voltage, aberration, contrast = (
+        constant(path, field, getattr(optics, field))
+        for field in ("voltage", "spherical_aberration", "amplitude_contrast")
+    )
+    lines = [
+        "# CTF fits of cryosim, in the columns of CTFFIND 4",
+        f"# Pixel size: {pixel:.10g} Angstroms ; acceleration voltage: {voltage:.10g} keV ; spherical aberration: "
+        f"{aberration:.10g} mm ; amplitude contrast: {contrast:.10g}",
+        "# Columns: #1 - micrograph number; #2 - defocus 1 [Angstroms]; #3 - defocus 2; #4 - azimuth of astigmatism; "
+        "#5 - additional phase shift [radians]; #6 - cross correlation; #7 - spacing (in Angstroms) up to which CTF "
+        "rings were fit successfully",
+    ]
+    for z, first, second, azimuth, phase in _fits(sections, optics, len(tilts)):
+        lines.append(f"{z + 1:4d} {first:14.4f} {second:14.4f} {azimuth:12.6f} {math.radians(phase):12.8f} 0.0 0.0")
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def write_imod_defocus(path: str | Path, tilts: TiltScheme, optics: Optics, *, stack: Stack | None = None) -> None:
+    """Write CTF fits as IMOD's ctfplotter does: version 3, with astigmatism, and a phase shift where there is one.
+
+    Parameters
+    ----------
+    path : str or path
+    tilts : TiltScheme
+        As the images truly were taken, if that is known.
+    optics : Optics
+        Fields () or (tilt,).
+    stack : Stack, optional
+        The file the images stand in; by ascending angle when left out. Between the views that have a line, IMOD
+        interpolates.
+    """
+    sections = sections_of(tilts, stack=stack)
+    fits = _fits(sections, optics, len(tilts))
+    shifted = any(phase for *_, phase in fits)
+    lines = [f"{_ASTIGMATISM + _PHASE * shifted}\t0\t0.0\t0.0\t0.0\t3"]
+    for z, first, second, azimuth, phase in fits:
+        values = [sections.angles[z], sections.angles[z], first / 10, second / 10, azimuth, *([phase] * shifted)]
+        lines.append("\t".join([str(z + 1), str(z + 1), *(f"{float(value) + 0.0:.10g}" for value in values)]))
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def _fits(sections: Sections, optics: Optics, n: int) -> list[tuple[int, float, float, float, float]]:
+    """Section, larger and smaller defocus [Å], azimuth of the larger within -90 to 90, phase shift [deg]."""
+    check_per_tilt(optics, n)
+    defocus, astigmatism, azimuth, phase = (
+        torch.as_tensor(getattr(optics, field), dtype=torch.float64).detach().cpu().expand(n)
+        for field in ("defocus", "astigmatism", "astigmatism_angle", "phase_shift")
+    )
+    azimuth = torch.remainder(torch.where(astigmatism < 0, azimuth + 180, azimuth + 90), 180) - 90
+    values = torch.stack([defocus + astigmatism.abs() / 2, defocus - astigmatism.abs() / 2, azimuth, phase], 1)
+    rows = sections.rows.tolist()
+    return [(z, *values[rows[z]].tolist()) for z in sections.used]
 
 
 def _of_views(

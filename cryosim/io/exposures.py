@@ -146,6 +146,13 @@ def told_image_shape(path: Path) -> tuple[int, int] | None:
     return None if found is None else (int(found.group(2)), int(found.group(1)))
 
 
+def told_voltage(stack: Path) -> float | None:
+    """Of the .mdoc beside a stack [kV]; None where there is none, or it does not tell."""
+    plain = stack.with_suffix("") if stack.suffix.lower() in _COMPRESSED else stack
+    path = _first(Path(f"{plain}.mdoc"), plain.with_suffix(".mdoc"))
+    return None if path is None else read_mdoc(path).voltage
+
+
 def mdoc_of(files: Companions) -> Mdoc | None:
     """What the .mdoc says, if there is one."""
     return None if files.mdoc is None else read_mdoc(files.mdoc)

@@ -33,9 +33,11 @@ from pathlib import Path
 
 import torch
 
+from cryosim.acquisition.series import Stack
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_y, rotation_z
 from cryosim.io.alignments import LARGEST, Geometry, needed, positive, sections_of, sizes
+from cryosim.io.aretomo import read_tlt_txt
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
 from cryosim.io.left_behind import LeftBehind, tilts_about_x
 
@@ -50,10 +52,13 @@ def write_xf(
     image_shape: tuple[int, int],
     *,
     nominal: torch.Tensor | Sequence[float] | None = None,
+    stack: Stack | None = None,
     volume_shape: tuple[int, int, int] | None = None,
     voxel_size: float | None = None,
 ) -> list[Path]:
     """Write the .xf of a tilt series, the .tlt of its true angles and the .rawtlt of the nominal ones.
+
+    A .rawtlt that has these angles already is left as it is: it may tell doses, too.
 
     Parameters
     ----------
@@ -68,6 +73,8 @@ def write_xf(
     nominal : tensor (tilt,), optional
         Angles the stage was asked for [deg], in the order of exposure: they order the sections. `tilts.angles` when
         left out.
+    stack : Stack, optional
+        The file the images stand in, in place of `nominal`.
     volume_shape : (int, int, int), optional
         (z, y, x) of the tomogram, after `trimvol -rx`, whose sample n // 2 shall show the specimen's origin; when left
         out the point does that `tilt` turns about, half a sample before it where sizes are even.
@@ -77,7 +84,12 @@ def write_xf(
     Returns
     -------
     list of Path
-        Files written: .xf, .tlt, .rawtlt.
+        The files: .xf, .tlt, .rawtlt.
+
+    Warns
+    -----
+    UserWarning
+        When the stack has sections that the series leaves out: their lines are the identity, which IMOD has to be told.
 
     Raises
     ------
@@ -85,19 +97,30 @@ def write_xf(
         When the suffix, a size or the nominal angles are not right.
     """
     path = Path(path)
-    if path.suffix != ".xf":
+    if path.suffix.lower() != ".xf":
         raise ValueError(f"{path}: suffix: expected .xf, got {path.suffix!r}.")
-    sections, pixel = sections_of(tilts, nominal), positive(f"{path}: pixel_size", pixel_size)
+    sections, pixel = sections_of(tilts, nominal, stack), positive(f"{path}: pixel_size", pixel_size)
     half, middle = _half_pixels(path, image_shape), _middle(path, pixel, volume_shape, voxel_size)
     back = rotation_z(-sections.axis_angle)[:2, :2]
     moved = (half + sections.shifts / pixel) @ back.T + _seen(sections.angles, middle)
-    rows = torch.cat([back.flatten().expand(len(moved), 4), -moved], 1).tolist()
+    lines = torch.cat([back.flatten().expand(len(moved), 4), -moved], 1)
+    lines[sections.left_out] = torch.tensor([1.0, 0, 0, 1, 0, 0], dtype=lines.dtype)
+    rows = lines.tolist()
     text = {path: "".join(" ".join(f"{v + 0.0:14.8f}" for v in row) + "\n" for row in rows)}
     for suffix, angles in ((".tlt", sections.angles), (".rawtlt", sections.nominal)):
         text[path.with_suffix(suffix)] = "".join(f"{angle + 0.0:.10g}\n" for angle in angles.tolist())
+    raw = path.with_suffix(".rawtlt")
     with ExitStack() as writing:
         for file, content in text.items():
-            writing.enter_context(atomic_write(file)).write_bytes(content.encode())
+            if file != raw or not _has_angles(file, sections.nominal):
+                writing.enter_context(atomic_write(file)).write_bytes(content.encode())
+    if sections.left_out:
+        views = ",".join(str(z + 1) for z in sections.left_out)
+        warnings.warn(
+            f"{path}: the views {views} are left out. Have IMOD know it: `EXCLUDELIST {views}` in tilt.com.",
+            UserWarning,
+            stacklevel=2,
+        )
     return list(text)
 
 
@@ -142,6 +165,17 @@ def read_xf(
     return Geometry(
         path, angles, forth, pixel * shifts, used, sections=torch.arange(len(rows)), left_behind=left_behind
     )
+
+
+def _has_angles(path: Path, angles: torch.Tensor) -> bool:
+    """Whether a list of angles is there, and has these (section,) [deg]."""
+    if not path.exists():
+        return False
+    try:
+        found, _, _ = read_tlt_txt(path)
+    except FormatError:
+        return False
+    return len(found) == len(angles) and float((torch.tensor(found) - angles).abs().max()) < 1e-3
 
 
 def _forth(back: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from cryosim.acquisition.series import TiltSeries
+from cryosim.acquisition.series import Stack, TiltSeries
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
 from cryosim.io.affine import resampled, resampled_optics
@@ -96,7 +96,8 @@ def import_series(
     Returns
     -------
     TiltSeries
-        images (tilt, y, x) float32 in the order of exposure; optics None when no file tells a defocus.
+        images (tilt, y, x) float32 in the order of exposure; optics None when no file tells a defocus, stack None when
+        images were resampled.
 
     Warns
     -----
@@ -135,6 +136,7 @@ def import_series(
     _say_left_out(path, left_out, exposures)
     _no_zero_dose(path, exposures.tilts.doses, kept)
     tilts, images = exposures.tilts.index(kept), images[kept]
+    where = Stack(str(path), kept, tuple(exposures.tilts.angles.tolist()))
     if voltage is not None:
         exposures = exposures._replace(voltage=positive(f"{path}: voltage", voltage, "kV"))
     if ctf_file is not None:
@@ -159,10 +161,11 @@ def import_series(
     if geometry is not None and rows is not None:
         say_left_behind(geometry.left_behind, pixel * math.hypot(*shape) / 2)
         tilts, images, stretch = _aligned(images, tilts, geometry, rows[kept], kept, exposures.told, pixel)
-        if optics is not None and stretch is not None:
-            optics = resampled_optics(optics, stretch)
+        if stretch is not None:
+            where = None
+            optics = None if optics is None else resampled_optics(optics, stretch)
     movies = None if exposures.movies is None else tuple(exposures.movies[z] for z in kept.tolist())
-    return TiltSeries(images, pixel, tilts, optics, movies)
+    return TiltSeries(images, pixel, tilts, optics, movies, where)
 
 
 def _with_doses(

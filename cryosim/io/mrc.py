@@ -78,6 +78,13 @@ def read_stack(path: str | Path, *, pixel_size: float | None = None) -> tuple[to
     return values, _pixel_size(Path(path), header.spacing[:2], pixel_size)
 
 
+def stack_shape(path: str | Path) -> tuple[int, int, int]:
+    """(section, y, x) that the header of an MRC file tells; the images are not read. Errors as in `read_volume`."""
+    path = existing_file(path)
+    with open_bytes(path) as stream:
+        return _header(path, read_exactly(stream, HEADER_DTYPE.itemsize, path)).shape
+
+
 def write_volume(path: str | Path, volume: Volume, *, dtype: str = "float32") -> None:
     """Write a volume (z, y, x) as MRC2014.
 

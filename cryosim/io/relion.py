@@ -6,8 +6,8 @@ RELION projects (Tomogram::setProjectionMatrix) with right-handed rotations of p
 
 which is `TiltScheme` as it stands, with XTilt = 0 and sizes N in pixels of the tilt series. It takes the defocus of a
 place q to be that of the tilt + rlnTomoHand times the height of P q above the centre (Tomogram::getCtf). Ours is the
-defocus of the tilt + that height, electrons travelling along +z, so rlnTomoHand = 1. (RELION's documentation has -1
-for the microscopes its authors have met: their z points the other way.)
+defocus of the tilt + that height, electrons travelling along +z, so rlnTomoHand = 1, unless the images say otherwise.
+(RELION's documentation has -1 for the microscopes its authors have met: their z points the other way.)
 
 Some places of RELION take the centre of a tomogram to be N / 2, others N // 2: the sizes written here are even.
 """
@@ -18,6 +18,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -25,10 +26,10 @@ import pandas
 import starfile
 import torch
 
-from cryosim.acquisition.series import Movie
+from cryosim.acquisition.series import Movie, Stack
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z
-from cryosim.io.alignments import Geometry, positive, sections_of, sizes
+from cryosim.io.alignments import Geometry, Sections, constant, positive, sections_of, sizes
 from cryosim.io.files import FormatError, atomic_write, existing_file, read_text
 from cryosim.io.left_behind import tilts_about_x
 from cryosim.microscope.optics import Optics, check_per_tilt
@@ -61,6 +62,8 @@ class RelionTomogram(NamedTuple):
         [1].
     optics_group : str
         rlnOpticsGroupName.
+    hand : int
+        rlnTomoHand.
     """
 
     name: str
@@ -71,6 +74,7 @@ class RelionTomogram(NamedTuple):
     spherical_aberration: float
     amplitude_contrast: float
     optics_group: str = "opticsGroup1"
+    hand: int = HAND
 
 
 def write_relion(
@@ -81,11 +85,12 @@ def write_relion(
     volume_shape: tuple[int, int, int],
     *,
     name: str,
-    stack: str,
+    stack: str | Stack,
     voxel_size: float | None = None,
     movies: Sequence[Movie] | None = None,
     nominal: torch.Tensor | Sequence[float] | None = None,
     optics_group: str = "opticsGroup1",
+    hand: int = HAND,
 ) -> RelionTomogram:
     """Write the tomograms.star of one tilt series and, beside it, tilt_series/NAME.star.
 
@@ -105,8 +110,8 @@ def write_relion(
         (z, y, x) of the tomogram.
     name : str
         rlnTomoName.
-    stack : str
-        File of the images, sections by ascending nominal angle, as RELION will find it.
+    stack : str or Stack
+        File of the images, as RELION will find it; a mere name has its sections by ascending nominal angle.
     voxel_size : float, optional
         Of the tomogram [Å]; `pixel_size` when left out.
     movies : sequence of Movie, optional
@@ -115,6 +120,8 @@ def write_relion(
         Angles the stage was asked for [deg], in the order of exposure: they order the sections.
     optics_group : str
         rlnOpticsGroupName.
+    hand : {1, -1}
+        rlnTomoHand: -1 where the defocus of a point falls with its height along the beam of this geometry.
 
     Returns
     -------
@@ -130,21 +137,26 @@ def write_relion(
     voxel = pixel if voxel_size is None else positive(f"{path}: voxel_size", voxel_size)
     shape = sizes(f"{path}: volume_shape", volume_shape, 3)
     check_per_tilt(optics, len(tilts))
-    constant = {
-        field: _constant(path, field, getattr(optics, field))
+    constants = {
+        field: constant(path, field, getattr(optics, field))
         for field in ("voltage", "spherical_aberration", "amplitude_contrast")
     }
     x, y, z = (2 * math.ceil(round(n * voxel / pixel / 2, 6)) for n in reversed(shape))
-    row = RelionTomogram(name, f"tilt_series/{name}.star", pixel, (x, y, z), **constant, optics_group=optics_group)
-    for what, text in {"name": name, "optics_group": optics_group, "stack": stack}.items():
+    row = RelionTomogram(
+        name, f"tilt_series/{name}.star", pixel, (x, y, z), **constants, optics_group=optics_group, hand=hand
+    )
+    sections = sections_of(tilts, nominal, None if isinstance(stack, str) else stack)
+    images = stack if isinstance(stack, str) else stack.path
+    for what, text in {"name": name, "optics_group": optics_group, "stack": images}.items():
         _one_word(path, what, text)
     if set(name) & set("/\\"):
         raise ValueError(f"{path}: name: expected a name without / or \\, got {name!r}.")
-    table = _tilt_table(path, tilts, optics, stack, movies, nominal)
+    table = _tilt_table(path, tilts, optics, images, movies, sections)
     file = Path(path).parent / row.tilt_series
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, {name: table})
-    write_relion_tomograms(path, [row])
+    with ExitStack() as writing:  # closes in reverse: the tomograms.star comes last
+        for target, blocks in ((Path(path), _table_of([row], path)), (file, {name: table})):
+            _write(writing.enter_context(atomic_write(target)), blocks)
     return row
 
 
@@ -154,11 +166,21 @@ def write_relion_tomograms(path: str | Path, tomograms: Sequence[RelionTomogram]
     Raises
     ------
     ValueError
-        When there is none, or two have one name.
+        When there is none, two have one name, or a hand is neither 1 nor -1.
     """
+    blocks = _table_of(tomograms, path)
+    with atomic_write(path) as temporary:
+        _write(temporary, blocks)
+
+
+def _table_of(tomograms: Sequence[RelionTomogram], path: str | Path) -> dict[str, pandas.DataFrame]:
+    """Blocks of a tomograms.star."""
     names = [tomogram.name for tomogram in tomograms]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path}: tomograms: expected at least one, each with a name of its own, got {names}.")
+    hands = [tomogram.hand for tomogram in tomograms]
+    if not set(hands) <= {1, -1}:
+        raise ValueError(f"{path}: hand: expected 1 or -1, got {hands}.")
     rows = [
         {
             "rlnTomoName": t.name,
@@ -166,7 +188,7 @@ def write_relion_tomograms(path: str | Path, tomograms: Sequence[RelionTomogram]
             "rlnSphericalAberration": t.spherical_aberration,
             "rlnAmplitudeContrast": t.amplitude_contrast,
             "rlnMicrographOriginalPixelSize": t.pixel_size,
-            "rlnTomoHand": HAND,
+            "rlnTomoHand": t.hand,
             "rlnOpticsGroupName": t.optics_group,
             "rlnTomoTiltSeriesPixelSize": t.pixel_size,
             "rlnTomoTiltSeriesStarFile": _one_word(path, "tilt_series", t.tilt_series),
@@ -174,7 +196,7 @@ def write_relion_tomograms(path: str | Path, tomograms: Sequence[RelionTomogram]
         }
         for t in tomograms
     ]
-    _write(Path(path), {"global": pandas.DataFrame(rows)})
+    return {"global": pandas.DataFrame(rows)}
 
 
 def read_relion(path: str | Path, *, name: str | None = None) -> Geometry:
@@ -258,16 +280,16 @@ def _tilt_table(
     optics: Optics,
     stack: str,
     movies: Sequence[Movie] | None,
-    nominal: torch.Tensor | Sequence[float] | None,
+    sections: Sections,
 ) -> pandas.DataFrame:
-    sections, n = sections_of(tilts, nominal), len(tilts)
-    rows = sections.rows.tolist()
+    n, used = len(tilts), sections.used
+    rows = sections.rows[used].tolist()
 
     def of_tilt(value) -> torch.Tensor:  # in the order of the sections
-        return torch.as_tensor(value, dtype=torch.float64).detach().cpu().expand(n)[sections.rows]
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu().expand(n)[rows]
 
     suffix = "" if PurePosixPath(stack).suffix == ".mrcs" else ":mrcs"  # RELION takes a plain .mrc for a volume
-    table = pandas.DataFrame({"rlnMicrographName": [f"{z:06d}@{stack}{suffix}" for z in range(1, n + 1)]})
+    table = pandas.DataFrame({"rlnMicrographName": [f"{z + 1:06d}@{stack}{suffix}" for z in used]})
     if movies is not None:
         if len(movies) != n:
             raise ValueError(f"{path}: movies: expected {n}, one a tilt, got {len(movies)}.")
@@ -275,15 +297,15 @@ def _tilt_table(
         table["rlnTomoTiltMovieFrameCount"] = [movies[row].frames for row in rows]
     defocus, astigmatism = of_tilt(optics.defocus), of_tilt(optics.astigmatism)
     columns = {
-        "rlnTomoNominalStageTiltAngle": sections.nominal,
+        "rlnTomoNominalStageTiltAngle": sections.nominal[used],
         "rlnTomoNominalTiltAxisAngle": torch.full((n,), sections.axis_angle, dtype=torch.float64),
         "rlnTomoNominalDefocus": -1e-4 * defocus,  # [µm], negative is underfocus
         "rlnMicrographPreExposure": of_tilt(tilts.accumulated_doses),
         "rlnTomoXTilt": torch.zeros(n),
-        "rlnTomoYTilt": sections.angles,
+        "rlnTomoYTilt": sections.angles[used],
         "rlnTomoZRot": torch.full((n,), sections.axis_angle, dtype=torch.float64),
-        "rlnTomoXShiftAngst": sections.shifts[:, 0],
-        "rlnTomoYShiftAngst": sections.shifts[:, 1],
+        "rlnTomoXShiftAngst": sections.shifts[used, 0],
+        "rlnTomoYShiftAngst": sections.shifts[used, 1],
         "rlnDefocusU": defocus + astigmatism / 2,
         "rlnDefocusV": defocus - astigmatism / 2,
         "rlnDefocusAngle": of_tilt(optics.astigmatism_angle),
@@ -294,13 +316,6 @@ def _tilt_table(
     return table
 
 
-def _constant(path: str | Path, field: str, value) -> float:
-    values = torch.as_tensor(value, dtype=torch.float64).detach().reshape(-1)
-    if not bool((values == values[0]).all()):
-        raise ValueError(f"{path}: Optics.{field}: expected one value for the series, got {values.tolist()}.")
-    return float(values[0])
-
-
 def _one_word(path: str | Path, what: str, text: str) -> str:
     if not text or any(character.isspace() or character in "\"'#" for character in text):
         raise ValueError(f"{path}: {what}: expected text without spaces, quotes or #, got {text!r}.")
@@ -308,10 +323,9 @@ def _one_word(path: str | Path, what: str, text: str) -> str:
 
 
 def _write(path: Path, blocks: dict) -> None:
-    with atomic_write(path) as temporary:
-        starfile.write(blocks, temporary, float_format="%.10g")
-        _, _, body = temporary.read_text(encoding="utf-8").partition("\n")  # the first line tells the time
-        temporary.write_text("# version 50001\n" + body, encoding="utf-8")
+    starfile.write(blocks, path, float_format="%.10g")
+    _, _, body = path.read_text(encoding="utf-8").partition("\n")  # the first line tells the time
+    path.write_text("# version 50001\n" + body, encoding="utf-8")
 
 
 def _blocks(path: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cryosim.acquisition.series import TiltSeries
+from cryosim.acquisition.series import Stack, TiltSeries
 from cryosim.io.files import FormatError, atomic_write, existing_file
 from cryosim.io.mdoc import Mdoc, read_mdoc, write_mdoc
 from cryosim.io.mrc import read_stack, stack_dtype, write_stack
@@ -112,7 +112,8 @@ def read_series(path: str | Path, *, pixel_size: float | None = None, optics: Op
             f"They number the sections of {path}.",
         )
     optics = mdoc.optics if optics is None else optics
-    return TiltSeries(images[mdoc.sections], spacing, mdoc.tilts, optics, mdoc.movies)
+    stack = Stack(str(path), mdoc.sections, tuple(mdoc.tilts.angles[torch.argsort(mdoc.sections)].tolist()))
+    return TiltSeries(images[mdoc.sections], spacing, mdoc.tilts, optics, mdoc.movies, stack)
 
 
 def _beside(path: Path) -> Path:

@@ -10,7 +10,7 @@ are: the centre of an image of n pixels is the sample n / 2. Where n or N is odd
     AxisOffset = shift + pixel_size (n // 2 - n / 2) - [R_z R_y w]_xy,     w = voxel_size (N // 2 - N / 2)
 
 The defocus of a place is that of GridCTF [µm] plus its height along the beam after this rotation, as ours is, so
-AreAnglesInverted is False. Warp itself was not run.
+AreAnglesInverted is False, unless the images were found to be of the other hand. Warp itself was not run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from cryosim.acquisition.series import Movie
+from cryosim.acquisition.series import Movie, Stack
 from cryosim.acquisition.tilts import TiltScheme
 from cryosim.core.rotation import rotation_z, tilt_rotation
 from cryosim.io.alignments import LARGEST, Geometry, Sections, needed, positive, sections_of, sizes
@@ -48,6 +48,8 @@ def write_warp(
     optics: Optics | None = None,
     movies: Sequence[Movie] | None = None,
     nominal: torch.Tensor | Sequence[float] | None = None,
+    stack: Stack | None = None,
+    hand: int = 1,
 ) -> None:
     """Write the XML of a tilt series. Warp looks for its stack at tiltstack/NAME/NAME.st beside NAME.xml.
 
@@ -70,31 +72,41 @@ def write_warp(
         In the order of exposure, seen from the folder of the file.
     nominal : tensor (tilt,), optional
         Angles the stage was asked for [deg], in the order of exposure: they order the sections.
+    stack : Stack, optional
+        The file the images stand in, in place of `nominal`. Sections that the series leaves out have UseTilt False, and
+        movies are not told then.
+    hand : {1, -1}
+        -1 where the defocus of a point falls with its height along the beam of this geometry: AreAnglesInverted.
 
     Raises
     ------
     ValueError
-        When a size, the optics, the movies or the nominal angles are not right.
+        When a size, the optics, the movies, the hand or the nominal angles are not right.
     """
+    if hand not in (1, -1):
+        raise ValueError(f"{path}: hand: expected 1 or -1, got {hand}.")
     pixel = positive(f"{path}: pixel_size", pixel_size)
     voxel = pixel if voxel_size is None else positive(f"{path}: voxel_size", voxel_size)
     image, volume = sizes(f"{path}: image_shape", image_shape, 2), sizes(f"{path}: volume_shape", volume_shape, 3)
-    sections = sections_of(tilts, nominal)
-    root = ElementTree.Element("TiltSeries", AreAnglesInverted="False")
+    sections = sections_of(tilts, nominal, stack)
+    n, used = len(sections.rows), (sections.rows >= 0).tolist()
+    root = ElementTree.Element("TiltSeries", AreAnglesInverted=str(hand < 0))
     root.set("ImageDimensionsAngstrom", _row(n * pixel for n in reversed(image)))
     root.set("VolumeDimensionsAngstrom", _row(n * voxel for n in reversed(volume)))
     offsets = sections.shifts + _centres(sections.rotations, image, pixel, volume, voxel)
-    columns = {"Angles": -sections.angles, "Dose": tilts.accumulated_doses.detach().cpu()[sections.rows]}
+    doses = torch.cat([tilts.accumulated_doses, tilts.doses.sum()[None]]).detach().cpu()
+    columns = {"Angles": -sections.angles, "Dose": doses[sections.rows]}  # -1 is the end of the series
     for name, values in columns.items():
         _column(root, name, values.tolist())
-    _column(root, "UseTilt", ["True"] * len(tilts))
-    _column(root, "AxisAngle", [sections.axis_angle] * len(tilts))
+    _column(root, "UseTilt", [str(one) for one in used])
+    _column(root, "AxisAngle", [sections.axis_angle] * n)
     for name, values in zip(("AxisOffsetX", "AxisOffsetY"), offsets.T, strict=True):
         _column(root, name, values.tolist())
     if movies is not None:
         if len(movies) != len(tilts):
             raise ValueError(f"{path}: movies: expected {len(tilts)}, one a tilt, got {len(movies)}.")
-        _column(root, "MoviePath", [movies[row].path for row in sections.rows.tolist()])
+        if all(used):
+            _column(root, "MoviePath", [movies[row].path for row in sections.rows.tolist()])
     _ctf(root, pixel, sections, optics, len(tilts))
     ElementTree.indent(root)
     write_text(path, '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n")
@@ -233,10 +245,12 @@ def _ctf(root: ElementTree.Element, pixel: float, sections: Sections, optics: Op
             ("GridCTF", "Defocus"),
             ("GridCTFDefocusDelta", "DefocusDelta"),
             ("GridCTFDefocusAngle", "DefocusAngle"),
+            ("GridCTFPhase", "PhaseShift"),
         )
         for grid, name in grids:
-            nodes = ElementTree.SubElement(root, grid, Width="1", Height="1", Depth=str(n))
-            for z, value in enumerate(of_tilt[name][sections.rows].tolist()):
+            nodes = ElementTree.SubElement(root, grid, Width="1", Height="1", Depth=str(len(sections.rows)))
+            known = torch.cat([of_tilt[name], of_tilt[name].mean()[None]])  # the mean where a section is left out
+            for z, value in enumerate(known[sections.rows].tolist()):
                 ElementTree.SubElement(nodes, "Node", X="0", Y="0", Z=str(z), Value=_text(value))
     for name, value in values.items():
         ElementTree.SubElement(ctf, "Param", Name=name, Value=_text(value))

@@ -101,11 +101,6 @@ def files(folder, kind):
         return imod(folder, flags=1 + 2 + 4 + 8 + 32)
     if kind == "warp":
         write_warp(folder / "w.xml", tilts, PIXEL, SHAPE, (30, 32, 40), optics=TRUTH)
-        text = (folder / "w.xml").read_text()
-        grid = "".join(
-            f'<Node X="0" Y="0" Z="{z}" Value="{p / 180:.10g}" />' for z, p in enumerate(COLUMNS[4].tolist())
-        )
-        (folder / "w.xml").write_text(text.replace("<CTF>", f"<GridCTFPhase>{grid}</GridCTFPhase><CTF>"))
         return folder / "w.xml"
     write_relion(folder / "r.star", tilts, TRUTH, PIXEL, (30, 32, 40), name="s", stack="s.mrc")
     return folder / "r.star"
