@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from inverse.calibration.conventions import check_conventions as check_conventions
     from inverse.calibration.ctf_fit import CtfFit as CtfFit
     from inverse.calibration.ctf_fit import fit_ctf as fit_ctf
+    from inverse.calibration.field_fit import Calibration as Calibration
+    from inverse.calibration.field_fit import calibrate as calibrate
     from inverse.calibration.series_ctf import SeriesCtf as SeriesCtf
     from inverse.calibration.series_ctf import fit_series_ctf as fit_series_ctf
     from inverse.metrics.coverage import Coverage as Coverage
@@ -103,6 +105,7 @@ _HOMES = {
     "calibration.applied": ["applied"],
     "calibration.conventions": ["Conventions", "check_conventions"],
     "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
+    "calibration.field_fit": ["Calibration", "calibrate"],
     "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],
     "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],
     "metrics.directional": ["DirectionalCorrelation", "directional_fsc"],

@@ -127,18 +127,7 @@ class MultisliceProjection(Physics):
 
     def slices(self, volume: torch.Tensor, tilt: int) -> tuple[Slices, float]:
         """Slices of a volume (z, y, x) [V] as `tilt` sees it, and at which height its centre is in them [Å]."""
-        depth, _, width = self.volume_shape
-        angle = self.angles[0, tilt]
-        radians = math.radians(abs(float(angle.detach())))
-        height = depth * math.cos(radians) + width * math.sin(radians)
-        n = math.ceil(height / self.layers / 2) * 2 + 1
-        rows, columns = self._field()
-        matter = fitted(turned(volume, angle, n * self.layers, columns).transpose(0, 1), columns, -1).transpose(0, 1)
-        matter = fitted(matter, rows, -2)
-        values = matter.unflatten(0, (n, self.layers)).sum(1) * self.voxel_size  # (slice, y, u) [V·Å]
-        middle = n // 2 * self.layers + (self.layers - 1) / 2  # of the middle slice, in layers
-        centre = (n * self.layers // 2 - middle) * self.voxel_size
-        return Slices(values, self.voxel_size, self.layers * self.voxel_size), centre
+        return turned_slices(volume, self.angles[0, tilt], self.voxel_size, self.layers, self._field())
 
     def _image(self, volume: torch.Tensor, tilt: int) -> torch.Tensor:
         """Intensity (y, x) of one tilt."""
@@ -164,3 +153,20 @@ class MultisliceProjection(Physics):
         with torch.no_grad():
             self.linear.update(**{name: getattr(self, name) for name in ("angles", *LENS)})
         return self.linear
+
+
+def turned_slices(
+    volume: torch.Tensor, angle: torch.Tensor, voxel_size: float, layers: int, field: tuple[int, int]
+) -> tuple[Slices, float]:
+    """Slices of `layers` voxels each, of a field (y, x) [px], of a volume (z, y, x) [V] tilted by `angle` () [deg],
+    and at which height its centre is in them [Å]."""
+    depth, _, width = volume.shape
+    radians = math.radians(abs(float(angle.detach())))
+    height = depth * math.cos(radians) + width * math.sin(radians)
+    n = math.ceil(height / layers / 2) * 2 + 1
+    rows, columns = field
+    matter = fitted(turned(volume, angle, n * layers, columns).transpose(0, 1), columns, -1).transpose(0, 1)
+    matter = fitted(matter, rows, -2)
+    values = matter.unflatten(0, (n, layers)).sum(1) * voxel_size  # (slice, y, u) [V·Å]
+    middle = n // 2 * layers + (layers - 1) / 2  # of the middle slice, in layers
+    return Slices(values, voxel_size, layers * voxel_size), (n * layers // 2 - middle) * voxel_size
