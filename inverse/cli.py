@@ -241,6 +241,37 @@ def fit_ctf(
     typer.echo("\n".join(lines))
 
 
+@app.command("check-conventions")
+def check_conventions(
+    series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
+    report: Annotated[Path | None, typer.Option(help="NAME.html: a page with the verdict and its evidence.")] = None,
+    pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
+    alignment: Annotated[
+        Path | None, typer.Option(help="Whose axis and angles are checked: .xf, .aln ...")
+    ] = None,
+    angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
+    voltage: Annotated[float | None, typer.Option(min=1, help="In kV; else that of the .mdoc, else 300.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,
+) -> None:
+    """Tell from the images whether angles, tilt axis and defocus of a tilt series have the right signs."""
+    with clear_errors(), progress_bars() as told:
+        from cryosim.io.exposures import told_voltage
+        from cryosim.microscope.optics import Optics
+        from inverse.calibration.conventions import check_conventions as checked
+        from inverse.conventions_page import write_conventions_page
+
+        kv = voltage or told_voltage(series) or 300.0
+        asked = alignment is not None or angles is not None or exclude is not None
+        given = _read(series, pixel_size, alignment, angles, None, kv if asked else None, exclude)
+        usual = Optics(spherical_aberration=2.7, amplitude_contrast=0.07)
+        given = given.replace(optics=(given.optics or usual).replace(voltage=kv))
+        found = checked(given, progress=lambda done, total: told("fit both signs of the defocus", done, total))
+        lines = found.lines()
+        if report is not None:
+            lines.append(str(write_conventions_page(report, given, found, f"Is {series.name} the right way round?")))
+    typer.echo("\n".join(lines))
+
+
 @app.command()
 def align(
     series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],

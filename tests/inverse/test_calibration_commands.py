@@ -191,3 +191,12 @@ def test_align_refuses_what_it_could_not_write_at_once(tmp_path):
     lines = "".join(f"{a:.6f} {b:.6f} {-b:.6f} {a:.6f} 0 0\n" for a, b in 20 * [(0.99995, 0.01)] + 21 * [(1.0, 0.0)])
     (tmp_path / "s.xf").write_text(lines)  # an axis that changes, which `import_series` takes out of the images
     assert "they were resampled" in said("t.xf", "--voltage", 300)
+
+
+def test_check_conventions_tells_a_flipped_series_and_writes_its_page(astigmatic, tmp_path):
+    given = io.read_series(astigmatic / "s.mrc")
+    turned = given.replace(tilts=given.tilts.replace(angles=-given.tilts.angles), stack=None)
+    io.write_series(tmp_path / "turned.mrc", turned)
+    told = run("check-conventions", tmp_path / "turned.mrc", "--report", tmp_path / "page.html")
+    assert "verdict: negate the angles, or turn the axis by 180 degrees" in told
+    assert "negate the angles" in (tmp_path / "page.html").read_text(encoding="utf-8")
