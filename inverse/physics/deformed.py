@@ -190,13 +190,14 @@ def _narrowed(spectrum: torch.Tensor, n: int, fine: int, axis: int) -> torch.Ten
 
 
 def _spline(n: int, control: int) -> torch.Tensor:
-    """Cubic B-spline basis (n, control) of samples between the first control point and the last, held at the ends."""
-    at = (
-        torch.linspace(0, control - 1, n, dtype=torch.float64)
-        if n > 1
-        else torch.full((1,), (control - 1) / 2.0).double()
-    )
-    basis = torch.zeros(n, control, dtype=torch.float64)
+    """Basis (n, control) of samples between the first control point and the last."""
+    ends = torch.linspace(0, control - 1, n, dtype=torch.float64)
+    return spline_basis(ends if n > 1 else torch.full_like(ends, (control - 1) / 2), control)
+
+
+def spline_basis(at: torch.Tensor, control: int) -> torch.Tensor:
+    """Cubic B-splines (place, control) at places `at` (place,), in control points from the first; held at the ends."""
+    basis = torch.zeros(len(at), control, dtype=torch.float64)
     for j in range(-1, control + 1):
         d = (at - j).abs()
         value = torch.where(d < 1, 2 / 3 - d**2 + d**3 / 2, ((2 - d).clamp_min(0)) ** 3 / 6)

@@ -11,8 +11,11 @@ import cryosim as cs
 import inverse as inv
 from cryosim.core.fourier import shifted
 from cryosim.microscope.optics import Optics, ctf
-from inverse.calibration.alignment import _Data, _free, _transfer
+from inverse.calibration.alignment import _shortest
+from inverse.calibration.climb import Data, free_shifts, transfer_of
+from inverse.calibration.local_alignment import displacement, straightened
 from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra, field_of, spectra_of
+from inverse.physics.deformed import spline_basis
 from inverse.physics.turn import turned_planes
 
 ANGLES = torch.arange(-60.0, 61.0, 3.0)
@@ -59,7 +62,7 @@ class Taken:
         """Errors of shifts (tilt, 2), less what a displaced specimen makes, along and across the axis."""
         a = math.radians(axis)
         turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64)
-        free, errors = _free(ANGLES.double()), ((shifts - self.shifts) @ turn).T.flatten()
+        free, errors = free_shifts(ANGLES.double()), ((shifts - self.shifts) @ turn).T.flatten()
         return (free @ (free.T @ errors)).reshape(2, -1).T
 
 
@@ -133,7 +136,7 @@ def test_without_edges_the_kernel_is_a_sinc(seen):
 
 
 def test_a_displaced_specimen_changes_nothing_that_is_fitted():
-    free, t = _free(ANGLES.double()), torch.deg2rad(ANGLES.double())
+    free, t = free_shifts(ANGLES.double()), torch.deg2rad(ANGLES.double())
     assert free.shape == (2 * len(ANGLES), 2 * len(ANGLES) - 3)
     moved = torch.cat([3 * torch.cos(t) + 2 * torch.sin(t), torch.full_like(t, -1.5)])
     assert float((free.T @ moved).abs().max()) < 1e-10
@@ -186,10 +189,10 @@ def test_the_lens_does_not_turn_with_the_frame(seen):
     """Astigmatism along the image's x lies along -y of a frame that is turned by 90 degrees."""
     field, _, geometry = seen
     astigmatic = Optics(300.0, defocus=30_000.0, astigmatism=9_000.0, astigmatism_angle=10.0)
-    data = _Data(field.seen, geometry.angles, astigmatic, 8.0, ())
+    data = Data(field.seen, geometry.angles, astigmatic, 8.0, ())
     turned = data._replace(optics=astigmatic.replace(astigmatism_angle=-80.0))
-    torch.testing.assert_close(_transfer(data, field, 90.0), _transfer(turned, field, 0.0), atol=1e-9, rtol=0)
-    assert rms(_transfer(data, field, 90.0) - _transfer(data, field, 0.0)) > 0.1
+    torch.testing.assert_close(transfer_of(data, field, 90.0), transfer_of(turned, field, 0.0), atol=1e-9, rtol=0)
+    assert rms(transfer_of(data, field, 90.0) - transfer_of(data, field, 0.0)) > 0.1
 
 
 def test_images_that_are_aligned_stay_so_in_any_unit_and_bin(generator):
@@ -199,7 +202,7 @@ def test_images_that_are_aligned_stay_so_in_any_unit_and_bin(generator):
         size = 5.0 * 64 / images.shape[1]
         found = inv.align(images, ANGLES.tolist(), size, bin=images.shape[1] // 64, fit=("shifts",), thickness=70.0)
         errors = found.shifts / 5.0
-        free = _free(ANGLES.double())
+        free = free_shifts(ANGLES.double())
         assert rms(free.T @ errors.T.flatten()) < 0.3
 
 
@@ -218,3 +221,104 @@ def test_images_that_are_aligned_stay_so_in_any_unit_and_bin(generator):
 def test_what_is_refused(images, changes, message):
     with pytest.raises(ValueError, match=message):
         inv.align(images, **({"angles": ANGLES, "pixel_size": 5.0} | changes))
+
+
+# deformation ---------------------------------------------------------------------------------------------------------
+
+
+class Bending:
+    """A series of a specimen that bends in each tilt by `size` [px] rms at its control points, by another operator."""
+
+    def __init__(self, n: int, filled: int, snr: float, size: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.side, depth = n + 16, filled + 6
+        shape = (depth, self.side, 2 * self.side)
+        volume = crowd(shape, filled, generator)
+        control = torch.randn(len(ANGLES), 3, 1, 4, 7, generator=generator, dtype=torch.float64) * size
+        self.control = control.expand(-1, -1, 2, -1, -1)
+        lens = Optics(300.0, defocus=100.0, spherical_aberration=0.0, amplitude_contrast=1.0)
+        physics = inv.DeformedProjection(
+            ANGLES, shape, 5.0, lens, (self.side, self.side), deformation=5.0 * self.control
+        )
+        images = physics.A(volume[None, None])[0, 0].double()
+        self.shifts = 4 * torch.rand(len(ANGLES), 2, generator=generator, dtype=torch.float64) - 2
+        images = shifted(images, self.shifts)[:, 8:-8, 8:-8]
+        drawn = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+        self.images = images + (float(images.var(dim=(1, 2)).mean()) / snr) ** 0.5 * drawn
+        line = torch.linspace(-0.36 * n, 0.36 * n, 7, dtype=torch.float64)
+        self.y, self.x = (v.flatten() for v in torch.meshgrid(line, line, indexing="ij"))
+
+    def off(self, shifts: torch.Tensor, field: torch.Tensor | None, shape: tuple[int, int]) -> float:
+        """Error [px] rms of where things are seen, less what a displaced specimen makes of each place."""
+        y, x = (self.y + self.side // 2) / (self.side - 1), (self.x + self.side) / (2 * self.side - 1)
+        moved = torch.einsum("pa,pb,tcab->tcp", spline_basis(3 * y, 4), spline_basis(6 * x, 7), self.control[:, :, 0])
+        t = torch.deg2rad(ANGLES.double())[:, None]
+        true = torch.stack([moved[:, 0] * torch.cos(t) + moved[:, 2] * torch.sin(t), moved[:, 1]], 1)
+        error = shifts[:, :, None] - self.shifts[:, :, None] - true
+        if field is not None:
+            error = error + torch.stack([displacement(one, self.x, self.y, shape) for one in field])
+        free = free_shifts(ANGLES.double())
+        return rms(free.T @ error.permute(1, 0, 2).flatten(0, 1)) * (free.shape[1] / len(free)) ** 0.5
+
+
+@pytest.mark.slow
+def test_a_smooth_deformation_is_found_and_most_of_it_is_gone():
+    bending = Bending(128, 24, 0.5, 5.0, 4)
+    plain = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness"))
+    found = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness", "deformation"))
+    assert found.deformation is not None and found.deformation.shape[:3] == (len(ANGLES), 3, 2)
+    t = torch.deg2rad(ANGLES.double())[:, None, None]
+    across = found.deformation[:, 0, 0] * torch.cos(t) + found.deformation[:, 2, 0] * torch.sin(t)
+    field = torch.stack([across, found.deformation[:, 1, 0]], 1) / 5
+    before = bending.off(plain.shifts / 5, None, (128, 128))
+    after = bending.off(found.shifts / 5, field, (128, 128))
+    inner = rms(found.standard_errors["deformation"][:, :, 1:3, 1:3]) / 5
+    assert before > 1.5 and after < before / 4
+    assert 1 / 2 < after / inner < 2
+    assert found.gained > plain.gained + 1000
+
+
+def test_images_are_straightened_by_what_bent_them(generator):
+    """Smooth images, bent here by their formula, are those that were not bent; and so is the axis of each vector."""
+    y, x = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (70, 81))
+    control = torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)
+    geometry = Geometry(torch.tensor([[3.0, -2.0], [0.5, 1.0]]).double(), torch.tensor([0.0, 40.0]).double(), 25.0, 9.0)
+
+    def scene(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-((u - 4) ** 2 + (v + 6) ** 2) / 90) * (1 + torch.cos(0.4 * u - 0.3 * v))
+
+    a = math.radians(25.0)
+    flat, bent_ones = [], []
+    for shift, angle, points in zip(geometry.shifts, geometry.angles, control, strict=True):
+        place = torch.stack(torch.broadcast_tensors(x - shift[0], (y - shift[1])[:, None]), -1)
+        u = place[..., 0] * math.cos(a) + place[..., 1] * math.sin(a)
+        v = place[..., 1] * math.cos(a) - place[..., 0] * math.sin(a)
+        flat.append(scene(u, v))
+        seen_u, seen_v = u.clone(), v.clone()
+        for _ in range(30):  # what is seen at (u, v) stood at w with w + e(w) = (u, v)
+            e = displacement(points, seen_u / torch.cos(torch.deg2rad(angle)), seen_v, (70, 81))
+            seen_u, seen_v = u - e[0], v - e[1]
+        bent_ones.append(scene(seen_u, seen_v))
+    made = straightened(torch.stack(bent_ones), geometry, control)
+    error = (made - torch.stack(flat))[:, 12:-12, 12:-12]
+    assert float((torch.stack(bent_ones) - torch.stack(flat)).abs().max()) > 0.2
+    assert float(error.abs().max()) < 2e-3
+
+
+def test_a_place_is_displaced_as_the_operator_of_deformed_specimens_has_it(generator):
+    control = torch.randn(1, 2, 4, 4, generator=generator, dtype=torch.float64)
+    deformation = _shortest(control, torch.tensor([35.0]))
+    lens = Optics(300.0, defocus=100.0, spherical_aberration=0.0, amplitude_contrast=1.0)
+    still, moved = (
+        inv.DeformedProjection([35.0], (5, 20, 21), 1.0, lens, deformation=d).places(0, 0)
+        for d in (torch.zeros_like(deformation), deformation)
+    )
+    shown = (moved - still).reshape(5, 20, 21, 2)[2].flip(-1).permute(2, 0, 1)  # (across, along) of the middle layer
+    y, x = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (20, 21))
+    expected = displacement(control[0], x.expand(20, 21), y[:, None].expand(20, 21), (20, 21))
+    torch.testing.assert_close(shown.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_deformation_takes_images_that_hold_windows():
+    with pytest.raises(ValueError, match="75 pixels or more for a deformation"):
+        inv.align(Taken(48, 10, 1.0, 1).images, ANGLES, 5.0, fit=("shifts", "deformation"))

@@ -1,0 +1,199 @@
+"""A specimen that bends from tilt to tilt: its parts, seen through windows, are aligned each for itself.
+
+In tilt t the matter at (x, y) of the specimen is seen displaced by e_t(x, y), in the frame whose axis is y, a cubic
+B-spline over control points that span the field,
+
+    e_t(x, y) = sum over c of B_c(x, y) D_tc.                                                                 (1)
+
+The windows about the places p, which follow these through the tilts at (x cos t, y), have shifts s_p and their Fisher
+information J_p, by the likelihood of `inverse.calibration.tilt_likelihood`. All D together minimise
+
+    sum over p of (s_p - B_p D)^T J_p (s_p - B_p D) + |D|^2 / w^2.                                              (2)
+
+What a displacement of each part of the specimen would make, the same in all tilts, is not told, and is 0; so is the
+mean over the field in each tilt, which is the shift of the image. Images are straightened, and what is left of it is
+looked for again, with finer detail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import grid_sample
+
+from inverse.calibration.climb import Data, Fit, free_shifts, settled, taken
+from inverse.calibration.tilt_likelihood import Geometry
+from inverse.physics.deformed import spline_basis
+
+CONTROL = 4  # points along each side of the field
+_PLACES = 4  # windows along each side
+_SHARE = 0.42  # of the field, that a window spans
+_LEAST = 56  # [px]: smaller windows hold too few frequencies
+_WIDEST = 4.0  # [px] that control points are expected to be displaced
+ROUNDS = ((0.1, 0.25), (0.2, 0.0), (0.3, 0.0))  # frequencies up to [1/px], and `alone` of `Model`
+
+
+class Bent(NamedTuple):
+    """What was found.
+
+    Attributes
+    ----------
+    fit : Fit
+        Of the straightened images.
+    field : tensor (tilt, 2, y, x)
+        D of the displacements across and along the axis [px].
+    errors : tensor (tilt, 2, y, x)
+        Standard errors of e at the control points [px].
+    """
+
+    fit: Fit
+    field: torch.Tensor
+    errors: torch.Tensor
+
+
+def bent(data: Data, found: Fit, limit: float, progress: Callable[[int], None]) -> Bent:
+    """The field of displacements, with images up to the frequency `limit` [1/px]; `progress` is told of each round.
+
+    Raises
+    ------
+    ValueError
+        For images that are too small for windows.
+    """
+    n = len(data.angles)
+    window = max(_LEAST, 2 * round(_SHARE * min(data.images.shape[1:]) / 2))
+    if window > 0.75 * min(data.images.shape[1:]):
+        raise ValueError(
+            f"align: expected images of {round(_LEAST / 0.75)} pixels or more for a deformation, got "
+            f"{tuple(data.images.shape[1:])}. Take a smaller bin."
+        )
+    field = torch.zeros(n, 2, CONTROL, CONTROL, dtype=torch.float64)
+    errors, geometry = torch.zeros_like(field), found.geometry
+    straight = data
+    for i, (band, alone) in enumerate(ROUNDS):
+        more, errors = _from_windows(straight, geometry, window, min(band, limit), alone)
+        field = field + more
+        straight = data._replace(images=straightened(data.images, geometry, field))
+        found = settled(straight, geometry, min(max(band, 0.13), limit), 2)
+        geometry = found.geometry
+        straight = data._replace(images=straightened(data.images, geometry, field))
+        progress(i + 1)
+    return Bent(settled(straight, geometry, limit, 2), field, errors)
+
+
+def straightened(images: torch.Tensor, geometry: Geometry, field: torch.Tensor) -> torch.Tensor:
+    """Images (tilt, y, x) as they were, had nothing bent: each pixel from where its matter is seen."""
+    ny, nx = images.shape[1:]
+    y, x = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (ny, nx))
+    a = math.radians(geometry.axis_angle)
+    cosines = torch.cos(torch.deg2rad(geometry.angles))
+    made = []
+    for image, shift, cosine, control in zip(images, geometry.shifts, cosines, field, strict=True):
+        px, py = x - shift[0], y[:, None] - shift[1]
+        u, v = px * math.cos(a) + py * math.sin(a), -px * math.sin(a) + py * math.cos(a)  # in the frame of the axis
+        e = displacement(control, u / cosine, v.expand_as(u), (ny, nx))  # (2, y, x)
+        off = taken(e.permute(1, 2, 0), geometry.axis_angle)
+        fine = _twice(image.double())
+        # samples of the image, of which the fine one has two each
+        place = torch.stack([x + off[..., 0] + nx // 2, y[:, None] + off[..., 1] + ny // 2], -1) * 2
+        size = torch.tensor([2 * nx - 1, 2 * ny - 1], dtype=torch.float64)
+        seen = grid_sample(fine[None, None], (2 * place / size - 1)[None], "bicubic", "reflection", align_corners=True)
+        made.append(seen[0, 0])
+    return torch.stack(made)
+
+
+def displacement(control: torch.Tensor, x: torch.Tensor, y: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """e (2, ...) [px] of one tilt at places x, y (...) [px] from the middle of a field (y, x); held beyond it."""
+    bases = []
+    for place, n, points in ((y, shape[0], control.shape[1]), (x, shape[1], control.shape[2])):
+        at = ((place + n // 2) / (n - 1)).clamp(0, 1) * (points - 1)
+        bases.append(spline_basis(at.flatten(), points))
+    return torch.einsum("pa,pb,cab->cp", *bases, control).reshape(2, *x.shape)
+
+
+def _twice(image: torch.Tensor) -> torch.Tensor:
+    """The same (2 y, 2 x), by its transform."""
+    ny, nx = image.shape
+    spectrum = torch.fft.fftshift(torch.fft.fft2(image))
+    padded = torch.zeros(2 * ny, 2 * nx, dtype=spectrum.dtype)
+    padded[ny - ny // 2 : 2 * ny - ny // 2, nx - nx // 2 : 2 * nx - nx // 2] = spectrum
+    return torch.fft.ifft2(torch.fft.ifftshift(padded)).real * 4
+
+
+def _from_windows(
+    data: Data, geometry: Geometry, window: int, band: float, alone: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation (2): D (tilt, 2, y, x) [px], and the standard errors of e at the control points."""
+    ny, nx = data.images.shape[1:]
+    n = len(geometry.angles)
+    free = free_shifts(geometry.angles)  # (2 tilt, parameter)
+    size = free.shape[1]
+    points = CONTROL * CONTROL
+    normal = torch.eye(points * size, dtype=torch.float64).reshape(points, size, points, size) / _WIDEST**2
+    right = torch.zeros(points, size, dtype=torch.float64)
+    # windows overlap, and what they share is not to count twice
+    own = min(1.0, ny * nx / (_PLACES * window) ** 2)
+    reach = [(m - window) / 2 - 2 for m in (ny, nx)]
+    for y in torch.linspace(-reach[0], reach[0], _PLACES).tolist():
+        for x in torch.linspace(-reach[1], reach[1], _PLACES).tolist():
+            moves, told = _window_shifts(data, geometry, (x, y), window, band, alone)
+            information = own * told
+            basis = _basis_at(x, y, (ny, nx))
+            inner = free.T @ information @ free
+            normal += torch.einsum("a,ij,b->aibj", basis, inner, basis)
+            right += basis[:, None] * (free.T @ information @ moves.T.flatten())
+    covariance = torch.linalg.inv(normal.reshape(points * size, points * size))
+    solved = (covariance @ right.flatten()).reshape(points, size) @ free.T  # (point, 2 tilt)
+    covariance = covariance.reshape(points, size, points, size)
+    places = [(x, y) for y in torch.linspace(-0.5, 0.5, CONTROL) for x in torch.linspace(-0.5, 0.5, CONTROL)]
+    at = torch.stack([_basis_at(float(x) * (nx - 1), float(y) * (ny - 1), (ny, nx)) for x, y in places])
+    mean = _mean_basis((ny, nx))
+    at = at - mean  # less the mean over the field
+    spread = torch.einsum("pa,aibj,pb->pij", at, covariance, at)
+    variance = torch.einsum("ti,pij,tj->pt", free, spread, free)
+
+    def shaped(values: torch.Tensor) -> torch.Tensor:
+        return values.reshape(CONTROL, CONTROL, 2, n).permute(3, 2, 0, 1)
+
+    field = shaped(solved)
+    field = field - torch.einsum("tcp,p->tc", field.flatten(2), mean)[..., None, None]
+    return field, shaped(variance.clamp_min(0).sqrt())
+
+
+def _basis_at(x: float, y: float, shape: tuple[int, int]) -> torch.Tensor:
+    """B (point,) at a place [px] from the middle of the field."""
+    at = [torch.tensor([(p + n // 2) / (n - 1) * (CONTROL - 1)]) for p, n in ((y, shape[0]), (x, shape[1]))]
+    along_y, along_x = (spline_basis(a.double().clamp(0, CONTROL - 1), CONTROL)[0] for a in at)
+    return torch.outer(along_y, along_x).flatten()
+
+
+def _mean_basis(shape: tuple[int, int]) -> torch.Tensor:
+    """Mean of B (point,) over the field."""
+    lines = [spline_basis(torch.linspace(0, CONTROL - 1, n, dtype=torch.float64), CONTROL).mean(0) for n in shape]
+    return torch.outer(*lines).flatten()
+
+
+def _window_shifts(
+    data: Data, geometry: Geometry, place: tuple[float, float], window: int, band: float, alone: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shifts (tilt, 2) [px] of what stands about a place, in the frame of the axis, and their information."""
+    ny, nx = data.images.shape[1:]
+    cosines = torch.cos(torch.deg2rad(geometry.angles))
+    across = torch.stack([place[0] * cosines, torch.full_like(cosines, place[1])], 1)
+    middle = taken(across, geometry.axis_angle) + geometry.shifts  # (tilt, 2) from the middle of the image
+    start = (middle.round() + torch.tensor([nx // 2, ny // 2]) - window // 2).long()
+    start = torch.stack([start[:, 0].clamp(0, nx - window), start[:, 1].clamp(0, ny - window)], 1)
+    cut = torch.stack(
+        [image[j : j + window, i : i + window] for image, (i, j) in zip(data.images, start.tolist(), strict=True)]
+    )
+    cut = cut - cut.mean((1, 2), keepdim=True)
+    begun = middle - (start + window // 2 - torch.tensor([nx // 2, ny // 2]))
+    thickness = min(geometry.thickness, 0.8 * window)
+    own = geometry._replace(shifts=begun, thickness=thickness)
+    found = settled(data._replace(images=cut, fit=("shifts",)), own, band, 2, alone)
+    turned = found.geometry.shifts - begun
+    a = math.radians(geometry.axis_angle)
+    turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64)
+    return turned @ turn, found.model.shift_information()
