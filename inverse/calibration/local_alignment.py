@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import grid_sample
+from scipy.ndimage import map_coordinates
 
 from inverse.calibration.climb import Data, Fit, free_shifts, settled, taken
 from inverse.calibration.tilt_likelihood import Geometry
@@ -95,12 +95,10 @@ def straightened(images: torch.Tensor, geometry: Geometry, field: torch.Tensor) 
         u, v = px * math.cos(a) + py * math.sin(a), -px * math.sin(a) + py * math.cos(a)  # in the frame of the axis
         e = displacement(control, u / cosine, v.expand_as(u), (ny, nx))  # (2, y, x)
         off = taken(e.permute(1, 2, 0), geometry.axis_angle)
-        fine = _twice(image.double())
-        # samples of the image, of which the fine one has two each
-        place = torch.stack([x + off[..., 0] + nx // 2, y[:, None] + off[..., 1] + ny // 2], -1) * 2
-        size = torch.tensor([2 * nx - 1, 2 * ny - 1], dtype=torch.float64)
-        seen = grid_sample(fine[None, None], (2 * place / size - 1)[None], "bicubic", "reflection", align_corners=True)
-        made.append(seen[0, 0])
+        places = torch.stack([y[:, None] + off[..., 1] + ny // 2, x + off[..., 0] + nx // 2])
+        # splines of twice as many samples: 1e-4 of what images up to 0.3 [1/px] hold
+        seen = map_coordinates(_twice(image.double()).numpy(), 2 * places.numpy(), order=3, mode="mirror")
+        made.append(torch.from_numpy(seen))
     return torch.stack(made)
 
 
