@@ -1,6 +1,7 @@
 """Alignment and CTF fits beside other programs', on images of known truth, in one run.
 
     python -m tests.bench.calibration align [EDGE]     torch-tiltxcorr: crowded slabs, 41 tilts, displaced by up to 6 px
+    python -m tests.bench.calibration bend [EDGE]      none: slabs that bend in each tilt, before and after
     python -m tests.bench.calibration ctf [CASES]      torch-ctf-estimation: simulated images, and the real micrograph
 
 The peer gets the best of its settings, by the truth. Times are of one process each; peak memory is of both together.
@@ -16,7 +17,7 @@ import torch
 
 import inverse as inv
 from cryosim import io
-from tests.inverse.test_alignment import ANGLES, Taken, rms
+from tests.inverse.test_alignment import ANGLES, Bending, Taken, rms
 from tests.inverse.test_ctf_fit import MICROGRAPH, drawn, imaged
 
 
@@ -42,6 +43,19 @@ def alignments(edge: int) -> None:
                 f"best {min(theirs):.3f} px, {peer:.1f} s",
                 flush=True,
             )
+
+
+def bends(edge: int) -> None:
+    for snr in (0.5, 0.1):
+        bending = Bending(edge, edge // 6, snr, 4.0, 4)
+        told = []
+        for fit in (("shifts", "thickness"), ("shifts", "thickness", "deformation")):
+            start = time.perf_counter()
+            found = inv.align(bending.images, ANGLES, 5.0, fit=fit)
+            took = time.perf_counter() - start
+            left = bending.off(found.shifts / 5, bending.seen(found), (edge, edge))
+            told.append(f"{left:.3f} px rms left, {took:.0f} s")
+        print(f"{edge} px, SNR {snr:g}: shifts alone {told[0]}; with the deformation {told[1]}", flush=True)
 
 
 def lenses(cases: int) -> None:
@@ -85,5 +99,5 @@ def _compared(image: torch.Tensor, pixel_size: float, voltage: float, defocus: f
 
 if __name__ == "__main__":
     task, size = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    alignments(size or 256) if task == "align" else lenses(size or 10)
+    {"align": alignments, "bend": bends, "ctf": lenses}[task](size or (10 if task == "ctf" else 256))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")

@@ -248,6 +248,15 @@ class Bending:
         line = torch.linspace(-0.36 * n, 0.36 * n, 7, dtype=torch.float64)
         self.y, self.x = (v.flatten() for v in torch.meshgrid(line, line, indexing="ij"))
 
+    @staticmethod
+    def seen(found: inv.Alignment) -> torch.Tensor | None:
+        """Displacements (tilt, 2, y, x) [px] across and along the axis at the control points."""
+        if found.deformation is None:
+            return None
+        t = torch.deg2rad(ANGLES.double())[:, None, None]
+        across = found.deformation[:, 0, 0] * torch.cos(t) + found.deformation[:, 2, 0] * torch.sin(t)
+        return torch.stack([across, found.deformation[:, 1, 0]], 1) / 5
+
     def off(self, shifts: torch.Tensor, field: torch.Tensor | None, shape: tuple[int, int]) -> float:
         """Error [px] rms of where things are seen, less what a displaced specimen makes of each place."""
         y, x = (self.y + self.side // 2) / (self.side - 1), (self.x + self.side) / (2 * self.side - 1)
@@ -267,11 +276,8 @@ def test_a_smooth_deformation_is_found_and_most_of_it_is_gone():
     plain = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness"))
     found = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness", "deformation"))
     assert found.deformation is not None and found.deformation.shape[:3] == (len(ANGLES), 3, 2)
-    t = torch.deg2rad(ANGLES.double())[:, None, None]
-    across = found.deformation[:, 0, 0] * torch.cos(t) + found.deformation[:, 2, 0] * torch.sin(t)
-    field = torch.stack([across, found.deformation[:, 1, 0]], 1) / 5
     before = bending.off(plain.shifts / 5, None, (128, 128))
-    after = bending.off(found.shifts / 5, field, (128, 128))
+    after = bending.off(found.shifts / 5, bending.seen(found), (128, 128))
     inner = rms(found.standard_errors["deformation"][:, :, 1:3, 1:3]) / 5
     assert before > 1.5 and after < before / 4
     assert 1 / 2 < after / inner < 2
