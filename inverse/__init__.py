@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from inverse.calibration.conventions import check_conventions as check_conventions
     from inverse.calibration.ctf_fit import CtfFit as CtfFit
     from inverse.calibration.ctf_fit import fit_ctf as fit_ctf
+    from inverse.calibration.expected import Forecast as Forecast
+    from inverse.calibration.expected import forecast as forecast
+    from inverse.calibration.expected import molecules_in_ice as molecules_in_ice
     from inverse.calibration.field_fit import Calibration as Calibration
     from inverse.calibration.field_fit import calibrate as calibrate
     from inverse.calibration.series_ctf import SeriesCtf as SeriesCtf
@@ -105,6 +108,7 @@ _HOMES = {
     "calibration.applied": ["applied"],
     "calibration.conventions": ["Conventions", "check_conventions"],
     "calibration.ctf_fit": ["CtfFit", "fit_ctf"],
+    "calibration.expected": ["Forecast", "forecast", "molecules_in_ice"],
     "calibration.field_fit": ["Calibration", "calibrate"],
     "calibration.series_ctf": ["SeriesCtf", "fit_series_ctf"],
     "metrics.coverage": ["Coverage", "coverage", "interval_coverage", "spread_skill"],

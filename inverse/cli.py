@@ -246,9 +246,7 @@ def check_conventions(
     series: Annotated[Path, typer.Argument(help="Tilt series (.mrc) with its .mdoc or .rawtlt beside it.")],
     report: Annotated[Path | None, typer.Option(help="NAME.html: a page with the verdict and its evidence.")] = None,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
-    alignment: Annotated[
-        Path | None, typer.Option(help="Whose axis and angles are checked: .xf, .aln ...")
-    ] = None,
+    alignment: Annotated[Path | None, typer.Option(help="Whose axis and angles are checked: .xf, .aln ...")] = None,
     angles: Annotated[Path | None, typer.Option(help="List with the angle of each section.")] = None,
     voltage: Annotated[float | None, typer.Option(min=1, help="In kV; else that of the .mdoc, else 300.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Sections to leave out, counted from 0, such as 3,17.")] = None,

@@ -204,7 +204,7 @@ class Model:
             self.inverse[block] = torch.cholesky_inverse(factor)
 
     def _blocks(self) -> list[slice]:
-        step = max(1, 2**24 // len(self.noise) ** 2)
+        step = max(1, 2**18 // len(self.noise) ** 2)  # few enough to stay in the cache
         return [slice(i, i + step) for i in range(0, len(self.field.seen), step)]
 
     def signal(self, block: slice, kernel: torch.Tensor) -> torch.Tensor:
@@ -326,8 +326,10 @@ def _kernel(field: Field, apart: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     below = at.long()
     step = overlap[below + 1] - overlap[below]
     r = overlap[below] + (at - below) * step
-    turns = 2 * math.pi * (torch.arange(top, dtype=torch.float64) / n)[:, None, None] * d
-    value = (r * torch.cos(turns)) @ weights
-    k = 2 * math.pi * (torch.arange(top, dtype=torch.float64) / n)[:, None, None]
-    slope = (nodes * (step * torch.cos(turns) - k * r * torch.sin(turns))) @ weights
+    value, slope = torch.empty(2, top, len(distances), dtype=torch.float64)
+    for column in range(top):  # one by one: of a thick specimen there are millions of (distance, node)
+        k = 2 * math.pi * column / n
+        real, imaginary = torch.cos(k * d), torch.sin(k * d)
+        value[column] = (r * real) @ weights
+        slope[column] = (step * real - k * r * imaginary) @ (nodes * weights)
     return value[:, place], slope[:, place] * torch.sign(apart)
