@@ -20,6 +20,9 @@ Progress = Callable[[int, int], None]
 
 BANDS = {0.03: 1.0, 0.045: 0.5, 0.065: 0.25, 0.09: 0.1, 0.13: 0.03, 0.2: 0.0, 0.3: 0.0}
 """Frequencies |u| up to which images are used, one after another [1/px], each with `alone` of `Model`."""
+_GROWN = 0.13  # [1/px]: up to here or a little more, tilts are placed one by one
+_ALONE = 0.1  # of `Model` then
+_AWAY = 0.06  # of the field, that shifts are expected to be off
 _JUMPS = 0.1  # [1/px]: with coarser images, single tilts may go anywhere
 _TURNS = ((-5.0, -2.5, 0.0, 2.5, 5.0), (-1.2, 0.0, 1.2), (-0.4, 0.0, 0.4))  # of the axis [deg]
 _FINE = 0.15  # [1/px]: of images up to this frequency or more, the axis is told
@@ -64,9 +67,15 @@ def climbed(data: Data, geometry: Geometry, bands: dict[float, float], progress:
     """The most likely geometry, and the standard error of the axis [deg]."""
     spread, found = math.inf, None
     turns = list(_TURNS) if "axis_angle" in data.fit else []
+    fine = min((band for band in bands if band >= _GROWN), default=max(bands))
+    grown = _grown(data, geometry, fine)
     for i, (band, alone) in enumerate(bands.items()):
         last = i == len(bands) - 1
-        found = settled(data, geometry, band, 4 if band < _JUMPS or last else 2, alone)
+        rounds = 4 if band < _JUMPS or last else 2
+        found = settled(data, geometry, band, rounds, alone)
+        if band == fine:
+            other = settled(data, grown, band, rounds, alone)
+            found = max(found, other, key=lambda fit: fit.value)
         geometry = found.geometry
         while turns and (last or (band >= _FINE and len(turns) > 1)):
             geometry, spread = turned(data, geometry, band, turns.pop(0), alone)
@@ -76,6 +85,15 @@ def climbed(data: Data, geometry: Geometry, bands: dict[float, float], progress:
     if "axis_angle" in data.fit:
         found = settled(data, geometry, max(bands), 3)
     return found, spread
+
+
+def _grown(data: Data, geometry: Geometry, band: float) -> Geometry:
+    """Another start: tilt by tilt. Behind a lens there is little to go by in the low frequencies."""
+    field = field_of(data.images, geometry, band)
+    transfer = transfer_of(data, field, geometry.axis_angle)
+    model = Model(field, spectra_of(field, geometry.angles, transfer), geometry, transfer, _ALONE)
+    moves = model.grown(_AWAY * min(data.images.shape[1:]))
+    return geometry._replace(shifts=geometry.shifts + taken(moves, geometry.axis_angle))
 
 
 def lost_tilts(found: Fit) -> torch.Tensor:

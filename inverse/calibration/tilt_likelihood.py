@@ -249,23 +249,52 @@ class Model:
         Of a tilt alone log L is, but for a constant, -2 Re sum x_i^* sum over j != i of W_ij x_j: a correlation. A tilt
         is moved where that gains `least` [nat].
         """
-        field, moves, x = self.field, torch.zeros(len(self.noise), 2, dtype=torch.float64), self.field.seen
-        n, width = field.rows, len(field.window)
-        cosines = torch.cos(torch.deg2rad(self.geometry.angles.double()))
+        moves, x = torch.zeros(len(self.noise), 2, dtype=torch.float64), self.field.seen
         for i in self.geometry.angles.abs().argsort().tolist():
-            others = self.times(x)[:, i] - self.inverse[:, i, i] * x[:, i]
-            plane = torch.zeros(n, width // 2 + 1, dtype=x.dtype)
-            plane[field.row, field.column] = x[:, i].conj() * others
-            # conj(exp(2 pi i u s)): places run the other way
-            gain = -2 * field.share * (n * width / 2) * torch.fft.irfft2(plane, s=(n, width))
-            at = int(gain.argmax())
-            if float(gain.flatten()[at] - gain[0, 0]) < least:
+            gain = self._gains(i, self.times(x)[:, i] - self.inverse[:, i, i] * x[:, i])
+            if float(gain.max() - gain[0, 0]) < least:
                 continue
-            y, c = -(at // width), -(at % width)
-            y, c = (y + n // 2) % n - n // 2, (c + width // 2) % width - width // 2
-            moves[i] = torch.tensor([c * float(cosines[i]), y])
+            moves[i] = self._places(i).flatten(0, 1)[gain.argmax()]
             x = torch.cat([x[:, :i], self.moved(moves)[:, i : i + 1], x[:, i + 1 :]], 1)
         return moves
+
+    def grown(self, widest: float) -> torch.Tensor:
+        """Moves (tilt, 2) [px] of all tilts, from the least tilted on: each to the best place given those before it.
+
+        With C = L L^T in that order, log L = - sum over i of |(L^-1 x)_i|^2, of which row i is of tilt i and those
+        before: those that still lie anywhere say nothing. Places are expected within `widest` [px].
+        """
+        order = self.geometry.angles.abs().argsort()
+        rows = torch.empty_like(self.inverse)
+        eye = torch.eye(len(order), dtype=torch.float64)
+        for block in self._blocks():
+            factor = torch.linalg.cholesky(self.covariance(block)[:, order][:, :, order])
+            rows[block] = torch.linalg.solve_triangular(factor, eye, upper=False)
+        moves, x = torch.zeros(len(order), 2, dtype=torch.float64), self.field.seen[:, order].clone()
+        for m, i in enumerate(order.tolist()):
+            if m == 0:
+                continue
+            before = (rows[:, m, :m].to(x.dtype) * x[:, :m]).sum(1) * rows[:, m, m]
+            places = self._places(i)
+            gain = self._gains(i, before) - 0.5 * (places / widest).square().sum(-1)
+            moves[i] = places.flatten(0, 1)[gain.argmax()]
+            turns = 2 * math.pi * (self.field.u[:, i] @ moves[i])
+            x[:, m] = x[:, m] * torch.polar(torch.ones_like(turns), turns)
+        return moves
+
+    def _gains(self, tilt: int, others: torch.Tensor) -> torch.Tensor:
+        """log L (y, x) [nat] at all places of a tilt, but for a constant, from W x of the others (k,)."""
+        field, n, width = self.field, self.field.rows, len(self.field.window)
+        plane = torch.zeros(n, width // 2 + 1, dtype=others.dtype)
+        plane[field.row, field.column] = field.seen[:, tilt].conj() * others
+        return -2 * field.share * (n * width / 2) * torch.fft.irfft2(plane, s=(n, width))
+
+    def _places(self, tilt: int) -> torch.Tensor:
+        """Moves (y, x, 2) [px] of which `_gains` tells: conj(exp(2 pi i u s)) runs the other way."""
+        n, width = self.field.rows, len(self.field.window)
+        y, x = ((-torch.arange(m) + m // 2) % m - m // 2 for m in (n, width))
+        cosine = torch.cos(torch.deg2rad(self.geometry.angles[tilt].double()))
+        return torch.stack([(x * cosine).expand(n, width), y[:, None].double().expand(n, width)], -1)
 
     def shift_score(self, x: torch.Tensor) -> torch.Tensor:
         """Equation (2): slope (2 tilt,), of all x and then of all y."""

@@ -223,6 +223,19 @@ def test_what_is_refused(images, changes, message):
         inv.align(images, **({"angles": ANGLES, "pixel_size": 5.0} | changes))
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("snr", [0.1, 0.03])
+def test_behind_a_lens_that_hides_the_low_frequencies_tilts_are_placed_one_by_one(known, snr):
+    """4 µm of defocus pass little that is coarser than 150 Å; there, where shifts of 6 px would not matter, is nothing
+    to begin with."""
+    lens = Optics(300.0, defocus=40_000.0, spherical_aberration=2.7, amplitude_contrast=0.07)
+    taken = Taken(128, 32, snr, 1, lens=lens)
+    found = inv.align(taken.images, ANGLES, 5.0, fit=("shifts", "thickness"), optics=lens if known else None)
+    errors = taken.off(found.shifts / 5)
+    assert rms(errors) < (0.2 if snr == 0.1 else 0.3)
+    assert 1 / 1.5 < rms(errors / (found.standard_errors["shifts"] / 5)) < 1.5
+
+
 # deformation ---------------------------------------------------------------------------------------------------------
 
 
