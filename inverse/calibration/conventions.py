@@ -190,11 +190,12 @@ def check_conventions(
     (first, top), (_, second) = sorted(values.items(), key=lambda pair: -pair[1])[:2]
     flips = [(angles, defocus, axis) for angles in (1, -1) for defocus in (1, -1) for axis in (1, -1)]
     alike = {one: values[one[0] * one[2], one[1]] - top for one in flips}
+    same = [one for one in flips if (one[0] * one[2], one[1]) == first]
     better = {d: max(found[hand, sign * d].value for hand in (1, -1)) for d in (1, -1)}
     rises, profile, rise, error = _rise(both[sign], [found[hand, sign] for hand in (1, -1)], sign, finer)
     return Conventions(
         likelihoods=alike,
-        best=tuple(sorted((one for one in flips if (one[0] * one[2], one[1]) == first), key=lambda one: one.count(-1))),
+        best=tuple(sorted(same, key=lambda one: (one.count(-1), -one[2]))),
         margin=top - second,
         hand_margin=found[1, sign].value - found[-1, sign].value,
         defocus_margin=better[1] - better[-1] + density,
