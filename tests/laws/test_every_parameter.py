@@ -166,6 +166,7 @@ OTHERS = {
     "Alignment": "read from a file",
     "Volume": "a result",
     "TiltSeries": "a result",
+    "Stack": "where a result stands: a file and its sections",
     "Events": "a result",
 }
 """Records that are not on the list, and why."""
