@@ -17,20 +17,6 @@ from tests.front.tiny_dataset import DESCRIPTION, TINY, N
 distributed = pytest.importorskip("distributed")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two processes, as someone else would have started them."""
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address=":0",
-        memory_limit=0,
-        silence_logs=50,
-        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # as many as here: others round otherwise
-    ) as running:
-        yield running
-
-
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -17,7 +17,8 @@ from cryosim.microscope.counting import sample_counts
 from cryosim.specimen.ice import Absorption, Ice
 from cryosim.specimen.motion import Motion
 from cryosim.specimen.specimen import Specimen, place_randomly
-from inverse.calibration.field_fit import _data, _Model
+from inverse.calibration.field_fit import _data
+from inverse.calibration.field_model import Model
 from inverse.calibration.named_fields import Setting, parameter_of, with_fields
 from inverse.calibration.volume_exposure import expected_of_volume
 from tests.inverse.test_ctf_fit import MICROGRAPH
@@ -137,7 +138,7 @@ def test_the_slope_is_that_of_finite_differences(name, counting, small):
     given = given._replace(detector=given.detector.replace(counting=counting))
     data = _data(counts, *given)
     parameter = parameter_of(given, name)
-    model = _Model(data, [parameter], {name: 3.0}, grid(given, torch.float64), cs.multislice)
+    model = Model(data, [parameter], {name: 3.0}, grid(given, torch.float64), cs.multislice)
     generator = torch.Generator().manual_seed(2)
     way = torch.rand(parameter.value.shape, generator=generator, dtype=torch.float64)
     step = 1e-4 * (float(parameter.value.abs().max()) or 1.0)
@@ -162,7 +163,7 @@ def test_the_information_is_the_mean_square_of_the_slope(small):
             rates = torch.stack([expected_frames(*given, i, sampling=grid(given)) for i in range(3)])  # type: ignore[arg-type]
         counts = torch.poisson(rates, generator=generator)
         free = [parameter_of(given, name) for name in names]
-        model = _Model(_data(counts, *given), free, {}, grid(given), cs.multislice)
+        model = Model(_data(counts, *given), free, {}, grid(given), cs.multislice)
         if seed == 0:
             information = model.point({p.name: p.value for p in free}).information
             places, columns = zip(

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 
-import distributed
 import mrcfile
 import numpy as np
 import pytest
@@ -94,19 +93,11 @@ def test_the_levels_of_zarr_are_those_of_a_folder_written_at_once(generator, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mrc", ".zarr"])
-def test_processes_make_the_same_bytes(suffix, generator, tmp_path):
+def test_processes_make_the_same_bytes(suffix, generator, cluster, tmp_path):
     """Also those of a cluster that somebody else has started."""
     given = series(generator, rows=300)
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        dashboard_address=":0",
-        memory_limit=0,
-        silence_logs=50,
-        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # as many as here: others round otherwise
-    ) as cluster:
-        for name, how in (("one", {}), ("two", {"workers": 2}), ("there", {"scheduler": cluster.scheduler_address})):
-            reconstruct_to(tmp_path / f"{name}{suffix}", given, "least-squares", thickness=50.0, **how)
+    for name, how in (("one", {}), ("two", {"workers": 2}), ("there", {"scheduler": cluster.scheduler_address})):
+        reconstruct_to(tmp_path / f"{name}{suffix}", given, "least-squares", thickness=50.0, **how)
     assert content(tmp_path / f"one{suffix}") == content(tmp_path / f"two{suffix}")
     assert content(tmp_path / f"one{suffix}") == content(tmp_path / f"there{suffix}")
 
