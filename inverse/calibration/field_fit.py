@@ -1,8 +1,8 @@
 """Any differentiable field of specimen, tilts, lens and camera, from images of a specimen that is known.
 
 The model is the one that simulates: expected electrons of each exposure and frame, counted by the camera. It is climbed
-in `inverse.calibration.field_model`. Standard errors are the roots of the diagonal of the inverse information, the bound
-of Cramér and Rao. What the images cannot tell shows in it:
+in `inverse.calibration.field_model`. Standard errors are the roots of the diagonal of the inverse information, the
+bound of Cramér and Rao. What the images cannot tell shows in it:
 
 - *alone*, 1 / sqrt I_ii, is the error were all else known; its ratio to the standard error says what the others cost;
 - directions of the scaled information D^-1/2 I D^-1/2 without any are not determined, nor is what takes part in them.
