@@ -167,6 +167,8 @@ def finish_levels(folder: Path, name: str, voxel_size: float) -> None:
     """Coarser levels and metadata of an image called `name`, from its level 0 in `folder`, some chunks at a time."""
     import zarr
 
+    for left in (folder / "0").rglob("*.partial"):  # of a chunk that was being written when a process was killed
+        left.unlink()
     array = zarr.open_array(folder / "0", mode="r", zarr_format=2)
     depth = _levels(array.shape)
     for level in range(1, depth):

@@ -151,6 +151,8 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(method, suffix, generator, tm
     killed_at(path, given, method, method, 128, resume=True)
     killed_at(path, given, method, method, 256, resume=True)
     assert not path.exists()
+    if suffix == ".zarr":  # what a kill leaves while a chunk is being written
+        (tmp_path / f".t{suffix}.work" / "tomogram.zarr" / "0" / "0" / "0" / "0.5a1e.partial").write_bytes(b"half")
     seen = []
     reconstruct_to(
         path, given, method, thickness=50.0, resume=True, progress=lambda what, done, _: seen.append((what, done))
