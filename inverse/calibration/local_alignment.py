@@ -6,9 +6,12 @@ B-spline over control points that span the field,
     e_t(x, y) = sum over c of B_c(x, y) D_tc.                                                                 (1)
 
 The windows about the places p, which follow these through the tilts at (x cos t, y), have shifts s_p and their Fisher
-information J_p, by the likelihood of `inverse.calibration.tilt_likelihood`. All D together minimise
+information J_p, by the likelihood of `inverse.calibration.tilt_likelihood`. B_p are the means of B over
+the window, which is what all tilts see alike. All D together minimise
 
-    sum over p of (s_p - B_p D)^T J_p (s_p - B_p D) + |D|^2 / w^2.                                              (2)
+    sum over p of (s_p - B_p D)^T J_p (s_p - B_p D) + |D|^2 / w^2,                                              (2)
+
+with w the width that makes all s_p likeliest.
 
 What a displacement of each part of the specimen would make, the same in all tilts, is not told, and is 0; so is the
 mean over the field in each tilt, which is the shift of the image. Images are straightened, and what is left of it is
@@ -32,7 +35,7 @@ CONTROL = 4  # points along each side of the field
 _PLACES = 4  # windows along each side
 _SHARE = 0.42  # of the field, that a window spans
 _LEAST = 56  # [px]: smaller windows hold too few frequencies
-_WIDEST = 4.0  # [px] that control points are expected to be displaced
+_WIDEST = 4.0  # [px] that control points are expected to be displaced, to begin with
 ROUNDS = ((0.1, 0.25), (0.2, 0.0), (0.3, 0.0))  # frequencies up to [1/px], and `alone` of `Model`
 
 
@@ -73,8 +76,7 @@ def bent(data: Data, found: Fit, limit: float, progress: Callable[[int], None]) 
     errors, geometry = torch.zeros_like(field), found.geometry
     straight = data
     for i, (band, alone) in enumerate(ROUNDS):
-        more, errors = _from_windows(straight, geometry, window, min(band, limit), alone)
-        field = field + more
+        field, errors = _from_windows(straight, geometry, field, window, min(band, limit), alone)
         straight = data._replace(images=straightened(data.images, geometry, field))
         found = settled(straight, geometry, min(max(band, 0.13), limit), 2)
         geometry = found.geometry
@@ -121,55 +123,57 @@ def _twice(image: torch.Tensor) -> torch.Tensor:
 
 
 def _from_windows(
-    data: Data, geometry: Geometry, window: int, band: float, alone: float
+    data: Data, geometry: Geometry, field: torch.Tensor, window: int, band: float, alone: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equation (2): D (tilt, 2, y, x) [px], and the standard errors of e at the control points."""
+    """Equation (2) of images straightened by `field`: D (tilt, 2, y, x) [px] in all, and standard errors of e there."""
     ny, nx = data.images.shape[1:]
     n = len(geometry.angles)
-    free = free_shifts(geometry.angles)  # (2 tilt, parameter)
-    size = free.shape[1]
-    points = CONTROL * CONTROL
-    normal = torch.eye(points * size, dtype=torch.float64).reshape(points, size, points, size) / _WIDEST**2
-    right = torch.zeros(points, size, dtype=torch.float64)
+    free = free_shifts(geometry.angles).reshape(2, n, -1)  # (2, tilt, parameter)
+    points, size = CONTROL * CONTROL, free.shape[2]
+    normal = torch.zeros(points * size, points * size, dtype=torch.float64)
+    right = torch.zeros(points * size, dtype=torch.float64)
     # windows overlap, and what they share is not to count twice
     own = min(1.0, ny * nx / (_PLACES * window) ** 2)
     reach = [(m - window) / 2 - 2 for m in (ny, nx)]
     for y in torch.linspace(-reach[0], reach[0], _PLACES).tolist():
         for x in torch.linspace(-reach[1], reach[1], _PLACES).tolist():
             moves, told = _window_shifts(data, geometry, (x, y), window, band, alone)
-            information = own * told
-            basis = _basis_at(x, y, (ny, nx))
-            inner = free.T @ information @ free
-            normal += torch.einsum("a,ij,b->aibj", basis, inner, basis)
-            right += basis[:, None] * (free.T @ information @ moves.T.flatten())
-    covariance = torch.linalg.inv(normal.reshape(points * size, points * size))
-    solved = (covariance @ right.flatten()).reshape(points, size) @ free.T  # (point, 2 tilt)
+            basis = _mean_basis((ny, nx), (x, y), (window, window))
+            moves = moves + field.flatten(2) @ basis
+            moved = torch.einsum("p,cti->ctpi", basis, free).reshape(2 * n, points * size)
+            normal += own * moved.T @ told @ moved
+            right += own * moved.T @ (told @ moves.T.flatten())
+    solved, covariance = _shrunk(normal, right)
+    solved = torch.einsum("cti,pi->tcp", free, solved.reshape(points, size))
     covariance = covariance.reshape(points, size, points, size)
-    places = [(x, y) for y in torch.linspace(-0.5, 0.5, CONTROL) for x in torch.linspace(-0.5, 0.5, CONTROL)]
-    at = torch.stack([_basis_at(float(x) * (nx - 1), float(y) * (ny - 1), (ny, nx)) for x, y in places])
-    mean = _mean_basis((ny, nx))
-    at = at - mean  # less the mean over the field
-    spread = torch.einsum("pa,aibj,pb->pij", at, covariance, at)
-    variance = torch.einsum("ti,pij,tj->pt", free, spread, free)
-
-    def shaped(values: torch.Tensor) -> torch.Tensor:
-        return values.reshape(CONTROL, CONTROL, 2, n).permute(3, 2, 0, 1)
-
-    field = shaped(solved)
-    field = field - torch.einsum("tcp,p->tc", field.flatten(2), mean)[..., None, None]
-    return field, shaped(variance.clamp_min(0).sqrt())
+    line = torch.linspace(-0.5, 0.5, CONTROL).tolist()
+    mean = _mean_basis((ny, nx), (0.0, 0.0), (ny, nx))
+    at = torch.stack([_mean_basis((ny, nx), (x * (nx - 1), y * (ny - 1)), (0, 0)) for y in line for x in line])
+    spread = torch.einsum("pa,aibj,pb->pij", at - mean, covariance, at - mean)  # less the mean over the field
+    variance = torch.einsum("cti,pij,ctj->tcp", free, spread, free)
+    solved = solved - (solved @ mean)[..., None]
+    field, errors = (v.reshape(n, 2, CONTROL, CONTROL) for v in (solved, variance.clamp_min(0).sqrt()))
+    return field, errors
 
 
-def _basis_at(x: float, y: float, shape: tuple[int, int]) -> torch.Tensor:
-    """B (point,) at a place [px] from the middle of the field."""
-    at = [torch.tensor([(p + n // 2) / (n - 1) * (CONTROL - 1)]) for p, n in ((y, shape[0]), (x, shape[1]))]
-    along_y, along_x = (spline_basis(a.double().clamp(0, CONTROL - 1), CONTROL)[0] for a in at)
-    return torch.outer(along_y, along_x).flatten()
+def _shrunk(normal: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and covariance where all have one prior width, by expectation-maximisation (Dempster 1977)."""
+    eigen, vectors = torch.linalg.eigh(normal)
+    along, width = vectors.T @ right, _WIDEST**2
+    for _ in range(50):
+        variance = 1 / (eigen.clamp_min(0) + 1 / width)
+        width = float(((variance * along) ** 2 + variance).mean())
+    variance = 1 / (eigen.clamp_min(0) + 1 / width)
+    return vectors @ (variance * along), (vectors * variance) @ vectors.T
 
 
-def _mean_basis(shape: tuple[int, int]) -> torch.Tensor:
-    """Mean of B (point,) over the field."""
-    lines = [spline_basis(torch.linspace(0, CONTROL - 1, n, dtype=torch.float64), CONTROL).mean(0) for n in shape]
+def _mean_basis(shape: tuple[int, int], place: tuple[float, float], width: tuple[float, float]) -> torch.Tensor:
+    """Mean of B (point,) over `width` (y, x) [px] about a place (x, y) [px] from the middle of a field."""
+    lines = []
+    for n, p, wide in zip(shape, place[::-1], width, strict=True):
+        at = p + wide * (torch.arange(33, dtype=torch.float64) / 32 - 0.5)
+        at = ((at + n // 2) / (n - 1)).clamp(0, 1) * (CONTROL - 1)
+        lines.append(spline_basis(at, CONTROL).mean(0))
     return torch.outer(*lines).flatten()
 
 

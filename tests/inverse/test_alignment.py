@@ -285,12 +285,12 @@ class Bending:
 
 @pytest.mark.slow
 def test_a_smooth_deformation_is_found_and_most_of_it_is_gone():
-    bending = Bending(128, 24, 0.5, 5.0, 4)
+    bending = Bending(192, 32, 0.5, 5.0, 4)
     plain = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness"))
     found = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness", "deformation"))
     assert found.deformation is not None and found.deformation.shape[:3] == (len(ANGLES), 3, 2)
-    before = bending.off(plain.shifts / 5, None, (128, 128))
-    after = bending.off(found.shifts / 5, bending.seen(found), (128, 128))
+    before = bending.off(plain.shifts / 5, None, (192, 192))
+    after = bending.off(found.shifts / 5, bending.seen(found), (192, 192))
     inner = rms(found.standard_errors["deformation"][:, :, 1:3, 1:3]) / 5
     assert before > 1.5 and after < before / 4
     assert 1 / 2 < after / inner < 2
