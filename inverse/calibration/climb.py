@@ -15,6 +15,7 @@ import torch
 from cryosim.core.fourier import resampling_matrix
 from cryosim.microscope.optics import Optics, aberration_at
 from inverse.calibration.tilt_likelihood import Field, Geometry, Model, field_of, spectra_of
+from inverse.physics.deformed import free_shifts
 
 Progress = Callable[[int, int], None]
 
@@ -153,15 +154,6 @@ def scored(model: Model, shifts: torch.Tensor) -> torch.Tensor:
         if gained < 0.01:
             break
     return shifts
-
-
-def free_shifts(angles: torch.Tensor) -> torch.Tensor:
-    """Directions (2 tilt, parameter), all x and then all y, that no displacement of the specimen makes."""
-    n, t = len(angles), torch.deg2rad(angles)
-    held = torch.zeros(2 * n, 3, dtype=torch.float64)
-    held[:n, 0], held[:n, 1], held[n:, 2] = torch.cos(t), torch.sin(t), 1.0
-    basis = torch.linalg.qr(torch.cat([held, torch.eye(2 * n, dtype=torch.float64)], 1))[0]
-    return basis[:, 3 : 2 * n]
 
 
 def taken(vectors: torch.Tensor, axis_angle: float) -> torch.Tensor:

@@ -66,12 +66,13 @@ from cryosim.specimen.atoms import Atoms
 from cryosim.specimen.damage import Damage, fading
 from cryosim.specimen.potential import potential_slices
 from cryosim.specimen.scattering_factors import displaced_solvent_factor
-from inverse.calibration.climb import BANDS, free_shifts
+from inverse.calibration.climb import BANDS
 from inverse.calibration.ctf_fit import covariance_of, lens_of, limits_of, tile_of
 from inverse.calibration.ring_model import COARSEST, SCALES, RingModel, State
 from inverse.calibration.thon_rings import tile_cells
 from inverse.calibration.tilt_likelihood import Geometry, Model, Spectra, field_of
 from inverse.metrics.fsc import ShellCorrelation
+from inverse.physics.deformed import free_shifts
 
 _SHELLS = 48  # up to the Nyquist frequency: so wide that zeros of the lens are averaged, but for the first
 _WAVES = 4096  # (kx, ky) at which equation (4) is evaluated

@@ -27,9 +27,9 @@ from typing import NamedTuple
 import torch
 from scipy.ndimage import map_coordinates
 
-from inverse.calibration.climb import Data, Fit, free_shifts, settled, taken
+from inverse.calibration.climb import Data, Fit, settled, taken
 from inverse.calibration.tilt_likelihood import Geometry
-from inverse.physics.deformed import spline_basis
+from inverse.physics.deformed import free_shifts, spline_basis
 
 CONTROL = 4  # points along each side of the field
 _PLACES = 4  # windows along each side

@@ -203,3 +203,12 @@ def spline_basis(at: torch.Tensor, control: int) -> torch.Tensor:
         value = torch.where(d < 1, 2 / 3 - d**2 + d**3 / 2, ((2 - d).clamp_min(0)) ** 3 / 6)
         basis[:, min(max(j, 0), control - 1)] += value
     return basis
+
+
+def free_shifts(angles: torch.Tensor) -> torch.Tensor:
+    """Directions (2 tilt, parameter), all x and then all y, that no displacement of the specimen makes."""
+    n, t = len(angles), torch.deg2rad(angles)
+    held = torch.zeros(2 * n, 3, dtype=torch.float64)
+    held[:n, 0], held[:n, 1], held[n:, 2] = torch.cos(t), torch.sin(t), 1.0
+    basis = torch.linalg.qr(torch.cat([held, torch.eye(2 * n, dtype=torch.float64)], 1))[0]
+    return basis[:, 3 : 2 * n]

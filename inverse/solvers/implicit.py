@@ -22,6 +22,9 @@ form, see `inverse.physics.closed_form`. For any other `TiltPhysics` the gradien
 
 for a noise n, is taken with the operator's own approximate inverse: a step that goes down whether or not it is exact.
 
+Where the specimen bends from tilt to tilt, its displacements are learned with the field, see
+`inverse.solvers.implicit_bent`.
+
 A plain `TiltProjection` sees each row y for itself, so a step may render some rows only, drawn anew from step to step:
 the mean of their gradients is the whole one. Any other operator is shown the whole volume in each step.
 """
@@ -30,30 +33,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from deepinv.models import ConvDecoder
 from torch import nn
 
-from inverse.physics.base import TiltPhysics
-from inverse.physics.closed_form import gram_matrices
-from inverse.physics.spectral import (
-    TiltGeometry,
-    cosines,
-    frequencies_first,
-    image_matrices,
-    image_weights,
-    pair_weights,
-    resolved,
-    shear,
-    shear_matrices,
-    tilts_first,
-    transform_x,
-)
-from inverse.physics.tilt import TiltProjection
 from inverse.priors.implicit import VOXELS_AT_ONCE, HashGrid, Siren, rendered
-from inverse.solvers.linear import ImageOperator, as_batch
+from inverse.solvers.implicit_bent import BentMisfit
+from inverse.solvers.implicit_misfit import ForwardOperator, RowMisfit, WholeMisfit, misfit_of
+from inverse.solvers.linear import as_batch
 from inverse.solvers.primal_dual import Progress, expect_positive
 
 Metric = Literal["covariance", "likelihood"]
@@ -63,14 +52,6 @@ _LACKING = 0.1
 
 _VOXELS_OF_A_STEP = 2**14
 """Rendered at once by sines, they stay in cache, and there are many steps in a pass over the rows."""
-
-
-class ForwardOperator(ImageOperator, Protocol):
-    """Any operator of a tilt series, linear or not."""
-
-    volume_shape: tuple[int, int, int]
-
-    def A(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class Implicit(NamedTuple):
@@ -88,6 +69,9 @@ class Implicit(NamedTuple):
     epoch : int
         Which one the volume is from, the mean of its parameters before each of its steps: that of the least held-out
         loss, or the last one where none is held out.
+    displacement : tensor (tilt, 2, y, x), or None
+        Of the specimen in each tilt, across and along the axis [px], at the control points of cubic B-splines from end
+        to end of the field; where `bends` was given.
     """
 
     volume: torch.Tensor
@@ -95,6 +79,7 @@ class Implicit(NamedTuple):
     losses: torch.Tensor
     held_out_losses: torch.Tensor
     epoch: int
+    displacement: torch.Tensor | None = None
 
 
 def implicit(
@@ -108,6 +93,7 @@ def implicit(
     rows: int | None = None,
     rate: float | None = None,
     metric: Metric | None = None,
+    bends: float | None = None,
     held_out: float = 0.1,
     patience: int = 20,
     generator: torch.Generator,
@@ -138,6 +124,9 @@ def implicit(
         Equation (2), v a tenth of a voxel's variance, or 1 / noise, which any operator but a `TiltPhysics` is given.
         When left out the former for a `Siren`, which learns fast by it, and the latter for any other field: measured,
         a `HashGrid` stopped by what is held out is then closer to the truth.
+    bends : float, optional
+        How far control points of a specimen that bends from tilt to tilt are expected to be displaced [px]; when left
+        out it does not bend. For a `TiltProjection` of nothing but angles.
     held_out : float
         Share of the pixels that are not fitted, 0 for none: then all steps are made.
     patience : int
@@ -181,7 +170,11 @@ def implicit(
 
     sines = isinstance(network, Siren)
     metric = metric or ("covariance" if sines else "likelihood")
-    misfit = misfit_of(physics, stack, variances, mask, _lacking(variance, metric))
+    lacking = _lacking(variance, metric)
+    if bends is None:
+        misfit = misfit_of(physics, stack, variances, mask, lacking)
+    else:
+        misfit = BentMisfit(physics, stack, variances, mask, lacking, bends)
     if isinstance(misfit, WholeMisfit):
         if rows not in (None, n_rows):
             raise ValueError("rows: expected a TiltProjection of nothing but angles, whose rows are independent.")
@@ -287,14 +280,19 @@ class _Fit:
         if not n_fitted:
             raise ValueError("held_out: expected to leave pixels to be fitted, and left none.")
         batches = 1 if rows is None else -(-misfit.n_rows // rows)
-        adam = torch.optim.Adam(network.parameters(), lr=self.rate, betas=(0.9, 0.99), eps=1e-15)
+        bending = misfit.bending if isinstance(misfit, BentMisfit) else None
+        groups: list[dict] = [{"params": list(network.parameters())}]
+        if bending is not None:
+            groups.append({"params": list(bending.parameters()), "lr": bending.rate})
+        learned = [p for group in groups for p in group["params"]]
+        adam = torch.optim.Adam(groups, lr=self.rate, betas=(0.9, 0.99), eps=1e-15)
         epochs = -(-self.steps // batches)
         losses, others, best, kept = [], [], 0, []
         for epoch in range(epochs):
             fitted = held_out = 0.0
-            mean = [torch.zeros_like(p) for p in network.parameters()]
+            mean = [torch.zeros_like(p) for p in learned]
             for i, some in enumerate(self._batches(misfit.n_rows, batches), 1):
-                for total, p in zip(mean, network.parameters(), strict=True):
+                for total, p in zip(mean, learned, strict=True):
                     total.add_(p.detach(), alpha=1 / batches)
                 with torch.enable_grad():
                     found = misfit(render(some), some)
@@ -313,11 +311,12 @@ class _Fit:
             if epoch - best >= self.patience:
                 break
         with torch.no_grad():
-            for p, value in zip(network.parameters(), kept, strict=True):
+            for p, value in zip(learned, kept, strict=True):
                 p.copy_(value)
             volume = render(None).clone()
+            moved = None if bending is None else bending.displacement().clone()
         like = misfit.images
-        return Implicit(volume, network, like.new_tensor(losses), like.new_tensor(others), best)
+        return Implicit(volume, network, like.new_tensor(losses), like.new_tensor(others), best, moved)
 
     def _batches(self, n_rows: int, batches: int) -> list[torch.Tensor | None]:
         """Numbers of the rows of each step of an epoch."""
@@ -325,128 +324,6 @@ class _Fit:
             return [None]
         drawn = torch.randperm(n_rows, generator=self.generator, device=self.generator.device)
         return list(drawn.tensor_split(batches))
-
-
-class Misfit(NamedTuple):
-    """Of some rows: what is differentiated (), and sums over pixels fitted and held out of (A x - y)^2 / noise."""
-
-    loss: torch.Tensor
-    fitted: float
-    held_out: float
-
-
-class WholeMisfit:
-    """Misfit of a whole volume under any operator.
-
-    With v > 0 the loss has the gradient of equation (3), and no other meaning.
-
-    Parameters
-    ----------
-    physics : operator
-    images : tensor (tilt, y, x)
-    noise : tensor (tilt, 1, 1)
-    fitted : tensor (tilt, y, x)
-        1 for the pixels that are fitted, 0 for those that are not.
-    variance : float
-        v of equation (2), for a `TiltPhysics`; 0 for W = 1 / noise.
-    """
-
-    def __init__(
-        self, physics: ForwardOperator, images: torch.Tensor, noise: torch.Tensor, fitted: torch.Tensor, variance: float
-    ) -> None:
-        self.physics, self.images, self.noise, self.fitted = physics, images, noise, fitted
-        self.n_rows = physics.volume_shape[1]
-        self.measured = torch.ones_like(images)
-        self.nearby = None
-        if variance > 0 and isinstance(physics, TiltPhysics):
-            self.damping = float(noise.mean()) / variance
-            self.nearby = physics.approximate_inverse(self.damping, images.new_zeros(1, 1, *physics.volume_shape))
-
-    def __call__(self, volume: torch.Tensor, rows: torch.Tensor | None = None) -> Misfit:
-        """Of a volume (z, y, x), differentiable; there are no rows to choose."""
-        if self.nearby is None:
-            residual = self.physics.A(volume[None, None])[0, 0] - self.images
-            loss = 0.5 * (residual.square() * self.fitted / self.noise).sum()
-        else:
-            assert isinstance(self.physics, TiltPhysics)
-            with torch.no_grad():
-                residual = self.physics.A(volume[None, None])[0, 0] - self.images
-                back = self.physics.A_adjoint((residual * self.fitted / self.noise)[None, None])
-                gradient = self.damping * self.nearby(back)[0, 0]
-            loss = (volume * gradient).sum()
-        squares = residual.detach().square() / self.noise
-        parts = ((squares * part).sum() for part in (self.fitted, 1 - self.fitted))
-        return Misfit(loss / residual.numel(), *(float(part) for part in parts))
-
-
-class RowMisfit:
-    """Misfit of some rows of a volume, under a `TiltProjection` that is tilted about y and no more.
-
-    Parameters as in `WholeMisfit`. Rows of the volume that no image shows are not measured.
-    """
-
-    def __init__(
-        self,
-        physics: TiltProjection,
-        images: torch.Tensor,
-        noise: torch.Tensor,
-        fitted: torch.Tensor,
-        variance: float,
-    ) -> None:
-        scale = physics.scale.to(images)
-        self.noise, self.n_rows, self.geometry = noise * scale**2, physics.volume_shape[1], physics.geometry
-        self.images, self.fitted = physics.fit_rows(images * scale), physics.fit_rows(fitted)
-        self.measured = physics.fit_rows(torch.ones_like(images))
-        angles, geometry = physics.angles[0].detach(), physics.geometry
-        self.shear = shear_matrices(angles, geometry, image_weights(angles, geometry), images)
-        self.waves = image_matrices(angles, geometry, images)  # (tilt, 2 k, u)
-        self.white = None if variance == 0 else _whitening(angles, geometry, self.noise, variance)
-
-    def __call__(self, volume: torch.Tensor, rows: torch.Tensor | None = None) -> Misfit:
-        """Of rows (z, row, x) of a volume, all or those numbered; differentiable."""
-        some = slice(None) if rows is None else rows
-        fitted, measured = self.fitted[:, some], self.measured[:, some]
-        seen = shear(self.shear, transform_x(volume, self.geometry))  # (k, 2 tilt, row)
-        projected = torch.bmm(tilts_first(seen).transpose(1, 2), self.waves)  # (tilt, row, u)
-        residual = projected - self.images[:, some]
-        squares = residual.detach().square() / self.noise
-        if self.white is None:
-            loss = (residual.square() * fitted / self.noise).sum()
-        else:
-            lines = torch.bmm(self.waves, (residual * fitted).transpose(1, 2))  # (tilt, 2 k, row)
-            loss = torch.bmm(self.white, frequencies_first(lines)).square().sum()
-        parts = ((squares * part).sum() for part in (fitted, measured - fitted))
-        return Misfit(0.5 * loss / residual.numel(), *(float(part) for part in parts))
-
-
-def _whitening(angles: torch.Tensor, geometry: TiltGeometry, noise: torch.Tensor, variance: float) -> torch.Tensor:
-    """L^-1 (k, 2 tilt, 2 tilt), on pairs (Re, Im), with L L^H = v G + noise at each frequency.
-
-    r^T (v A A^T + noise)^-1 r is the sum over frequencies of |L^-1 S r|^2, in the symbols of
-    `inverse.physics.closed_form`: exactly on the stretched grid, and on the camera's up to the edges of the images.
-    Frequencies that no voxel has are left out.
-    """
-    gram = variance * gram_matrices(angles, geometry)
-    factor = torch.linalg.cholesky(gram + torch.diag(noise.flatten().to(gram)))
-    eye = torch.eye(len(angles), dtype=gram.dtype, device=gram.device)
-    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)  # (k, tilt, tilt)
-    length = geometry.period * (cosines(angles) if geometry.grid == "camera" else torch.ones_like(cosines(angles)))
-    unitary = resolved(angles, geometry) * pair_weights(geometry, angles.device).sqrt()[:, None] / length.sqrt()
-    inverse = inverse * unitary[:, None, :]
-    turned = torch.stack([inverse, 1j * inverse], -1)  # of a real and of an imaginary part
-    return torch.stack([turned.real, turned.imag], 2).flatten(3).flatten(1, 2).to(noise)
-
-
-def misfit_of(
-    physics: ForwardOperator, images: torch.Tensor, noise: torch.Tensor, fitted: torch.Tensor, variance: float
-) -> WholeMisfit | RowMisfit:
-    """The misfit that suits an operator; parameters as in `WholeMisfit`."""
-    if isinstance(physics, TiltProjection) and len(physics.angles) == 1:
-        try:
-            return RowMisfit(physics, images, noise, fitted, variance)
-        except ValueError:
-            pass
-    return WholeMisfit(physics, images, noise, fitted, variance)
 
 
 def _prepared(

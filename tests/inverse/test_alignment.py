@@ -12,10 +12,10 @@ import inverse as inv
 from cryosim.core.fourier import shifted
 from cryosim.microscope.optics import Optics, ctf
 from inverse.calibration.alignment import _shortest
-from inverse.calibration.climb import Data, free_shifts, transfer_of
+from inverse.calibration.climb import Data, transfer_of
 from inverse.calibration.local_alignment import displacement, straightened
 from inverse.calibration.tilt_likelihood import Field, Geometry, Model, Spectra, field_of, spectra_of
-from inverse.physics.deformed import spline_basis
+from inverse.physics.deformed import free_shifts, spline_basis
 from inverse.physics.turn import turned_planes
 
 ANGLES = torch.arange(-60.0, 61.0, 3.0)

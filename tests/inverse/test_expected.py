@@ -16,10 +16,10 @@ from cryosim.core.rotation import random_rotations
 from cryosim.io.examples import example_path
 from cryosim.specimen.atoms import concatenate
 from cryosim.specimen.potential import potential_slices
-from inverse.calibration.climb import free_shifts
 from inverse.calibration.ctf_fit import lens_of
 from inverse.calibration.ring_model import RingModel
 from inverse.calibration.thon_rings import at_one_height, tile_cells
+from inverse.physics.deformed import free_shifts
 
 ANGLES = torch.arange(-60.0, 61.0, 5.0, dtype=torch.float64)
 CLEAR = cs.Optics(300.0, amplitude_contrast=1.0)
