@@ -94,6 +94,9 @@ def reconstruct(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Of diffusion (else 8), whose mean is written.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of diffusion and implicit.")] = 0,
+    bends: Annotated[
+        float | None, typer.Option(min=0, help="How far parts are displaced from tilt to tilt [Å]; of implicit.")
+    ] = None,
     pixel_size: Annotated[float | None, typer.Option(min=0, help="[Å], where the file has none.")] = None,
     alignment: Annotated[
         Path | None, typer.Option(help="Of the series: .xf (IMOD), .aln (AreTomo), .star (RELION 5) or .xml (Warp).")
@@ -139,6 +142,7 @@ def reconstruct(
             network=network,
             samples=samples,
             seed=seed,
+            bends=bends,
             resume=resume,
             workers=workers,
             scheduler=scheduler,

@@ -92,6 +92,8 @@ class Design(NamedTuple):
         Of diffusion.
     seed : int
         Of what is random.
+    bends : float, or None
+        How far parts of a specimen that bends from tilt to tilt are expected to be displaced [voxel].
     noise : tuple of float
         Variance of a pixel of each faded image [V^2·voxel^2], for methods that weigh it; empty as long as it is to be
         found.
@@ -113,6 +115,7 @@ class Design(NamedTuple):
     network: str = ""
     samples: int = 0
     seed: int = 0
+    bends: float | None = None
     noise: tuple[float, ...] = ()
     transfer: tuple[tuple[float, ...], ...] = ()
     levels: tuple[float, float] | None = None
@@ -173,13 +176,14 @@ def designed(
     network: str | None = None,
     samples: int | None = None,
     seed: int = 0,
+    bends: float | None = None,
 ) -> Design:
     """What `reconstruct` would make, with the arguments checked and nothing computed. Errors are its own."""
     for name, given, known in (("method", method, Method), ("filter", filter, Filter), ("ctf", ctf, Correction)):
         if given not in get_args(known):
             listed = ", ".join(f'"{one}"' for one in get_args(known))
             raise ValueError(f"reconstruct: expected the {name} to be one of {listed}, got {given!r}.")
-    for name, value in (("thickness", thickness), ("low_pass", low_pass)):
+    for name, value in (("thickness", thickness), ("low_pass", low_pass), ("bends", bends)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"reconstruct: expected a positive {name} [Å], got {value}. Leave it out if in doubt.")
     if weight is not None and not 0 < weight < math.inf:
@@ -193,6 +197,7 @@ def designed(
     _expect_none("iterations", iterations, method, _ITERATIONS)
     _expect_none("network", network, method, LEARNED)
     _expect_none("samples", samples, method, ("diffusion",))
+    _expect_none("bends", bends, method, ("implicit",))
     for name, count, least in (("iterations", iterations, 1), ("samples", samples, 2)):
         if count is not None and not (least <= count < math.inf and count == int(count)):
             raise ValueError(f"reconstruct: expected {least} of the {name} or more, got {count}.")
@@ -225,6 +230,7 @@ def designed(
         network or "",
         int(samples or _SAMPLES) if method == "diffusion" else 0,
         seed,
+        None if bends is None else bends / voxel,
         transfer=transfer,
     )
     _ = design.geometry  # refuses tilts that are too steep

@@ -88,6 +88,9 @@ class Reconstruction(Record):
         What there is to beware of; they were given as warnings too.
     method : str
         That made it, as `reconstruct` takes it; empty when another function did.
+    displacement : tensor (tilt, 2, y, x), or None
+        Of a specimen that bends, across and along the tilt axis [Å], at the control points of cubic B-splines from end
+        to end of the field; `images` are then as they would be had it not bent, with what the volume does not explain.
     mismatch : tensor (tilt,), or None
         Mean square of what the images differ by from those of the volume as it was computed, wider than `volume` where
         the method explains what tilts bring in from beside the field [V^2·voxel^2]; None of other methods.
@@ -105,6 +108,7 @@ class Reconstruction(Record):
     warnings: tuple[str, ...] = static(default=())
     method: str = static(default="")
     mismatch: torch.Tensor | None = item(0, default=None)
+    displacement: torch.Tensor | None = item(4, default=None)
 
     @property
     def measured(self) -> Volume:
@@ -156,6 +160,7 @@ def reconstruct(
     network: str | Path | None = None,
     samples: int | None = None,
     seed: int = 0,
+    bends: float | None = None,
     std: bool = True,
     progress: Progress | None = None,
 ) -> Reconstruction:
@@ -194,6 +199,9 @@ def reconstruct(
         Of diffusion, 8 when left out.
     seed : int
         Of diffusion and the neural field.
+    bends : float, optional
+        How far parts of a specimen that bends from tilt to tilt are expected to be displaced [Å]: the neural field is
+        fitted together with the displacements. When left out it does not bend.
     std : bool
         Compute the standard deviation, where that is not a by-product: it may take twice as long as the volume.
     progress : callable, optional
@@ -218,7 +226,14 @@ def reconstruct(
         For a weights file that cannot be used.
     """
     how: Any = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
-    chosen: Any = {"filter": filter, "weight": weight, "iterations": iterations, "samples": samples, "seed": seed}
+    chosen: Any = {
+        "filter": filter,
+        "weight": weight,
+        "iterations": iterations,
+        "samples": samples,
+        "seed": seed,
+        "bends": bends,
+    }
     network = None if network is None else str(network)
     design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
     images, noise = prepare(series, **how)  # (tilt, y, x) [V·voxel], (tilt,)
@@ -228,6 +243,7 @@ def reconstruct(
     if method in AT_ONCE or (method in LEARNED and small):
         with torch.no_grad():
             made = solved(design, images)
+        images = images if made.straight is None else made.straight
         missed = _squares(made.volume, images, design)
         if progress:
             progress(height, height)
@@ -244,7 +260,7 @@ def reconstruct(
     mismatch = missed / images[0].numel() if method in WIDE else None
     spread = made.std
     if spread is None and std:
-        layer = deviation(series, design, images, **how)
+        layer = deviation(series, design._replace(bends=None), images, **how)
         spread = layer[:, None, None].expand(design.shape)
     period = None if low_pass is None else low_pass / design.voxel_size
     kept = torch.tensor(kept_variance(design.shape[1:], period), dtype=torch.float64)
@@ -264,6 +280,7 @@ def reconstruct(
         told,
         method,
         mismatch,
+        None if made.displacement is None else made.displacement * design.voxel_size,
     )
 
 

@@ -97,6 +97,8 @@ class Solved(NamedTuple):
     std: torch.Tensor | None = None
     residuals: tuple[float, ...] = ()
     misfits: tuple[float, ...] = ()
+    displacement: torch.Tensor | None = None
+    straight: torch.Tensor | None = None
 
     def cropped(self, design: Design) -> Solved:
         """Without what was computed beside the field."""
@@ -166,8 +168,9 @@ def _by_field(design: Design, images: torch.Tensor) -> Solved:
     generator = torch.Generator(images.device).manual_seed(design.seed)
     physics = design.projection(images.shape[1])
     with torch.enable_grad():
-        made = implicit(physics, images, design.mean_noise, steps=design.iterations, generator=generator)
-    return Solved(made.volume)
+        how = {"steps": design.iterations, "bends": design.bends, "generator": generator}
+        made = implicit(physics, images, design.mean_noise, **how)
+    return Solved(made.volume, displacement=made.displacement, straight=made.straight)
 
 
 SOLVERS: dict[str, Callable[[Design, torch.Tensor], Solved]] = {

@@ -63,6 +63,7 @@ def reconstruct_to(
     network: str | Path | None = None,
     samples: int | None = None,
     seed: int = 0,
+    bends: float | None = None,
     resume: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -75,7 +76,7 @@ def reconstruct_to(
     path : str or path
         NAME.mrc (or .rec, .map) or NAME.zarr, on the disk where the work is done. What stands there is replaced at the
         end, and not before.
-    series, method, thickness, bin, ctf, filter, low_pass, weight, iterations, network, samples, seed
+    series, method, thickness, bin, ctf, filter, low_pass, weight, iterations, network, samples, seed, bends
         As in `inverse.reconstruct`.
     precision : {"float32", "float16"}
         Of the values in the file. The images are prepared, and the sums made, in float32.
@@ -104,7 +105,14 @@ def reconstruct_to(
     """
     target = Path(os.path.realpath(path))
     how: dict[str, Any] = {"bin": bin, "ctf": ctf, "low_pass": low_pass}
-    chosen: Any = {"filter": filter, "weight": weight, "iterations": iterations, "samples": samples, "seed": seed}
+    chosen: Any = {
+        "filter": filter,
+        "weight": weight,
+        "iterations": iterations,
+        "samples": samples,
+        "seed": seed,
+        "bends": bends,
+    }
     network = None if network is None else _network(network)
     design = designed(series, method, thickness=thickness, network=network, **chosen, **how)
     work = target.with_name(f".{target.name}.work")

@@ -72,6 +72,8 @@ class Implicit(NamedTuple):
     displacement : tensor (tilt, 2, y, x), or None
         Of the specimen in each tilt, across and along the axis [px], at the control points of cubic B-splines from end
         to end of the field; where `bends` was given.
+    straight : tensor (tilt, y, x), or None
+        The images, had it not bent: those of the volume, and what that leaves of the measured ones.
     """
 
     volume: torch.Tensor
@@ -80,6 +82,7 @@ class Implicit(NamedTuple):
     held_out_losses: torch.Tensor
     epoch: int
     displacement: torch.Tensor | None = None
+    straight: torch.Tensor | None = None
 
 
 def implicit(
@@ -314,9 +317,12 @@ class _Fit:
             for p, value in zip(learned, kept, strict=True):
                 p.copy_(value)
             volume = render(None).clone()
-            moved = None if bending is None else bending.displacement().clone()
+            if isinstance(misfit, BentMisfit):
+                bent = misfit.bending.displacement().clone(), misfit.straight(volume)
+            else:
+                bent = None, None
         like = misfit.images
-        return Implicit(volume, network, like.new_tensor(losses), like.new_tensor(others), best, moved)
+        return Implicit(volume, network, like.new_tensor(losses), like.new_tensor(others), best, *bent)
 
     def _batches(self, n_rows: int, batches: int) -> list[torch.Tensor | None]:
         """Numbers of the rows of each step of an epoch."""

@@ -134,6 +134,11 @@ class BentMisfit(WholeMisfit):
             loss = loss + (volume * gradient).sum()
         return self.found(loss, residual)
 
+    def straight(self, volume: torch.Tensor) -> torch.Tensor:
+        """Images (tilt, y, x) had nothing bent: those of a volume (z, y, x), and what it leaves of the measured."""
+        seen = self.physics.A(volume[None, None])[0, 0]
+        return seen + self.images - self.bending(seen)
+
 
 def _twice(images: torch.Tensor) -> torch.Tensor:
     """Images (tilt, y, x) at twice the samples, by their transforms: (tilt, 2 y, 2 x), 2 m at the sample m."""

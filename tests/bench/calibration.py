@@ -2,6 +2,7 @@
 
     python -m tests.bench.calibration align [EDGE]     torch-tiltxcorr: crowded slabs, 41 tilts, displaced by up to 6 px
     python -m tests.bench.calibration bend [EDGE]      none: slabs that bend in each tilt, before and after
+    python -m tests.bench.calibration field [EDGE]     a neural field with displacements, ICE-TIDE's way
     python -m tests.bench.calibration ctf [CASES]      torch-ctf-estimation: simulated images, and the real micrograph
 
 The peer gets the best of its settings, by the truth. Times are of one process each; peak memory is of both together.
@@ -9,6 +10,7 @@ The peer gets the best of its settings, by the truth. Times are of one process e
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -17,6 +19,7 @@ import torch
 
 import inverse as inv
 from cryosim import io
+from cryosim.core.fourier import shifted
 from tests.inverse.test_alignment import ANGLES, Bending, Taken, rms
 from tests.inverse.test_ctf_fit import MICROGRAPH, drawn, imaged
 
@@ -56,6 +59,47 @@ def bends(edge: int) -> None:
             left = bending.off(found.shifts / 5, bending.seen(found), (edge, edge))
             told.append(f"{left:.3f} px rms left, {took:.0f} s")
         print(f"{edge} px, SNR {snr:g}: shifts alone {told[0]}; with the deformation {told[1]}", flush=True)
+
+
+def likeness(volume: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest correlation of a volume (z, y, x) with the middle of a truth, over translations and signs."""
+    inner = truth
+    for axis, (n, wide) in enumerate(zip(volume.shape, truth.shape, strict=True)):
+        if n < wide:
+            inner = inner.narrow(axis, wide // 2 - n // 2, n)
+    whole = torch.zeros_like(volume, dtype=torch.float64)
+    whole[: inner.shape[0], : inner.shape[1], : inner.shape[2]] = inner - inner.mean()
+    spectra = [torch.fft.fftn(v.double() - v.double().mean()) for v in (volume, whole)]
+    correlation = torch.fft.ifftn(spectra[0] * spectra[1].conj()).real.abs()
+    return float(correlation.max() / spectra[0].norm() / spectra[1].norm() * volume.numel())
+
+
+def fields(edge: int) -> None:
+    """The displacements that a neural field learns with the volume, in ICE-TIDE's way, and those of `align`."""
+    bending, depth = Bending(edge, 16, 0.5, 5.0, 4), 28
+    plain = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness"))
+    images = shifted(bending.images, -plain.shifts / 5)
+    images = (images - images.mean((1, 2), keepdim=True)).float()
+    noise = float(images.var()) / 1.5
+    wide = edge + 2 * math.ceil(depth / 2 * math.tan(math.radians(60)))
+    physics = inv.TiltProjection(ANGLES.float(), (depth, edge, wide), (edge, edge))
+    generator = torch.Generator().manual_seed(0)
+    for bends in (None, 4.0):
+        start = time.perf_counter()
+        made = inv.implicit(physics, images, noise, bends=bends, steps=200, generator=generator)
+        took = time.perf_counter() - start
+        left = bending.off(plain.shifts / 5, made.displacement, (edge, edge))
+        alike = likeness(made.volume[:, :, wide // 2 - edge // 2 :][:, :, :edge], bending.volume)
+        told = float(made.held_out_losses.nan_to_num().min())
+        print(
+            f"{edge} px: a field {'that bends' if bends else 'alone'}: {left:.3f} px rms left, likeness to the truth "
+            f"{alike:.3f}, misfit of hidden pixels {told:.3f}, {took:.0f} s",
+            flush=True,
+        )
+    start = time.perf_counter()
+    found = inv.align(bending.images, ANGLES, 5.0, fit=("shifts", "thickness", "deformation"))
+    left = bending.off(found.shifts / 5, bending.seen(found), (edge, edge))
+    print(f"{edge} px: align {left:.3f} px rms left, {time.perf_counter() - start:.0f} s")
 
 
 def lenses(cases: int) -> None:
@@ -99,5 +143,5 @@ def _compared(image: torch.Tensor, pixel_size: float, voltage: float, defocus: f
 
 if __name__ == "__main__":
     task, size = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    {"align": alignments, "bend": bends, "ctf": lenses}[task](size or (10 if task == "ctf" else 256))
+    {"align": alignments, "bend": bends, "field": fields, "ctf": lenses}[task](size or (10 if task == "ctf" else 256))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")

@@ -246,7 +246,7 @@ class Bending:
         generator = torch.Generator().manual_seed(seed)
         self.side, depth = n + 16, filled + 6
         shape = (depth, self.side, 2 * self.side)
-        volume = crowd(shape, filled, generator)
+        self.volume = volume = crowd(shape, filled, generator)
         control = torch.randn(len(ANGLES), 3, 1, 4, 7, generator=generator, dtype=torch.float64) * size
         self.control = control.expand(-1, -1, 2, -1, -1)
         lens = Optics(300.0, defocus=100.0, spherical_aberration=0.0, amplitude_contrast=1.0)

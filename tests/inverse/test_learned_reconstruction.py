@@ -90,6 +90,34 @@ def test_every_result_tells_what_is_measured_how_sure_and_how_consistent(method,
     assert made.consistency == pytest.approx(float(made.misfit.mean()))
 
 
+def test_a_specimen_that_bends_is_fitted_with_its_displacements(truth):
+    """What is left of the images is then their noise, and the displacements are like the true ones."""
+    from inverse.physics.tilt import TiltProjection
+    from inverse.solvers.implicit_bent import Bending
+
+    bending = Bending(ANGLES, (truth.shape[1], truth.shape[2]), 4.0)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        bending.control.copy_(1.5 * torch.randn(bending.control.shape, generator=generator, dtype=torch.float64))
+        lines = TiltProjection(ANGLES, tuple(truth.shape)).A(truth[None, None])[0, 0]
+        constant = -2 * float(interaction_constant(torch.tensor(300.0, dtype=torch.float64))) * 10.0
+        expected = 1500.0 * (1 + constant * (bending(lines) - lines.mean((1, 2), keepdim=True))).clamp_min(0)
+        images = torch.poisson(expected, generator=generator).float()
+    series = series_of(truth, 1500.0).replace(images=images)
+    how = {"thickness": THICKNESS, "iterations": 150, "std": False}
+    bent = reconstruct(series, "implicit", bends=15.0, **how)
+    with pytest.warns(UserWarning, match="differs from the images"):
+        straight = reconstruct(series, "implicit", **how)
+    assert straight.displacement is None and bent.displacement is not None
+    assert bent.displacement.shape == (len(ANGLES), 2, 4, 4)
+    moved = 10.0 * bending.displacement().detach()  # [Å]
+    assert likeness(bent.displacement, moved) > 0.6
+    assert likeness(bent.volume.values, truth) > 0.55
+    assert bent.consistency < 1.1 and straight.consistency > 1.3
+    with pytest.raises(ValueError, match="expected no bends"):
+        reconstruct(series, "tv", bends=15.0)
+
+
 def test_a_trained_prior_beats_least_squares(series, truth, trained):
     plain = reconstruct(series, "least-squares", thickness=THICKNESS, std=False)
     made = reconstruct(series, "pnp", thickness=THICKNESS, network=trained, std=False)
