@@ -29,7 +29,7 @@ from scipy.ndimage import map_coordinates
 
 from inverse.calibration.climb import Data, Fit, settled, taken
 from inverse.calibration.tilt_likelihood import Geometry
-from inverse.physics.deformed import free_shifts, spline_basis
+from inverse.physics.deformed import displacement, free_shifts, spline_basis, twice
 
 CONTROL = 4  # points along each side of the field
 _PLACES = 4  # windows along each side
@@ -99,27 +99,9 @@ def straightened(images: torch.Tensor, geometry: Geometry, field: torch.Tensor) 
         off = taken(e.permute(1, 2, 0), geometry.axis_angle)
         places = torch.stack([y[:, None] + off[..., 1] + ny // 2, x + off[..., 0] + nx // 2])
         # splines of twice as many samples: 1e-4 of what images up to 0.3 [1/px] hold
-        seen = map_coordinates(_twice(image.double()).numpy(), 2 * places.numpy(), order=3, mode="mirror")
+        seen = map_coordinates(twice(image.double()).numpy(), 2 * places.numpy(), order=3, mode="mirror")
         made.append(torch.from_numpy(seen))
     return torch.stack(made)
-
-
-def displacement(control: torch.Tensor, x: torch.Tensor, y: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """e (2, ...) [px] of one tilt at places x, y (...) [px] from the middle of a field (y, x); held beyond it."""
-    bases = []
-    for place, n, points in ((y, shape[0], control.shape[1]), (x, shape[1], control.shape[2])):
-        at = ((place + n // 2) / (n - 1)).clamp(0, 1) * (points - 1)
-        bases.append(spline_basis(at.flatten(), points))
-    return torch.einsum("pa,pb,cab->cp", *bases, control).reshape(2, *x.shape)
-
-
-def _twice(image: torch.Tensor) -> torch.Tensor:
-    """The same (2 y, 2 x), by its transform."""
-    ny, nx = image.shape
-    spectrum = torch.fft.fftshift(torch.fft.fft2(image))
-    padded = torch.zeros(2 * ny, 2 * nx, dtype=spectrum.dtype)
-    padded[ny - ny // 2 : 2 * ny - ny // 2, nx - nx // 2 : 2 * nx - nx // 2] = spectrum
-    return torch.fft.ifft2(torch.fft.ifftshift(padded)).real * 4
 
 
 def _from_windows(

@@ -212,3 +212,23 @@ def free_shifts(angles: torch.Tensor) -> torch.Tensor:
     held[:n, 0], held[:n, 1], held[n:, 2] = torch.cos(t), torch.sin(t), 1.0
     basis = torch.linalg.qr(torch.cat([held, torch.eye(2 * n, dtype=torch.float64)], 1))[0]
     return basis[:, 3 : 2 * n]
+
+
+def displacement(control: torch.Tensor, x: torch.Tensor, y: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """e ([tilt,] 2, ...) [px] of control points ([tilt,] 2, y, x) at places x, y ([tilt,] ...) [px] from the middle of
+    a field (y, x); held beyond it."""
+    lead, bases = control.ndim - 3, []
+    for place, n, points in ((y, shape[0], control.shape[-2]), (x, shape[1], control.shape[-1])):
+        at = ((place + n // 2) / (n - 1)).clamp(0, 1) * (points - 1)
+        bases.append(spline_basis(at.flatten(), points).reshape(*at.shape[:lead], -1, points))
+    lines = torch.einsum("...pa,...cab->...cpb", bases[0], control)
+    return torch.einsum("...pb,...cpb->...cp", bases[1], lines).reshape(*control.shape[: lead + 1], *x.shape[lead:])
+
+
+def twice(images: torch.Tensor) -> torch.Tensor:
+    """Images (..., y, x) at twice the samples, by their transforms: (..., 2 y, 2 x), sample m at 2 m."""
+    ny, nx = images.shape[-2:]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(images), (-2, -1))
+    low = [n - n // 2 for n in (ny, nx)]
+    padded = torch.nn.functional.pad(spectrum, (low[1], nx - low[1], low[0], ny - low[0]))
+    return 4 * torch.fft.ifft2(torch.fft.ifftshift(padded, (-2, -1))).real

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import grid_sample
 
-from inverse.physics.deformed import free_shifts, spline_basis
+from inverse.physics.deformed import displacement, free_shifts, twice
 from inverse.physics.tilt import TiltProjection
 from inverse.solvers.implicit_misfit import ForwardOperator, Misfit, WholeMisfit
 from inverse.solvers.primal_dual import expect_positive
@@ -73,23 +73,15 @@ class Bending(torch.nn.Module):
         stood = seen.expand(len(straight), -1, -1, -1)  # (tilt, 2, y, x)
         moved = self.displacement()
         for _ in range(3):  # |e| times the cube of its slope is left, less than a thousandth of a pixel
-            stood = seen - self._displaced(moved, stood)
+            x = stood[:, 0] / torch.cos(self.angles)[:, None, None]
+            stood = seen - displacement(moved, x, stood[:, 1], self.shape)
         # samples twice as fine, with the centre n // 2 of each axis on an even one
         at = stood.permute(0, 2, 3, 1) + seen.new_tensor([nx // 2, ny // 2])
         at = 4 * at / seen.new_tensor([2 * nx - 1, 2 * ny - 1]) - 1
-        fine = _twice(straight)
+        fine = twice(straight)
         read = grid_sample(fine[:, None], at.to(fine), mode="bicubic", align_corners=True)[:, 0]
         (u_v, u_u), (v_v, v_u) = (torch.gradient(stood[:, i], dim=(1, 2)) for i in (0, 1))
         return read * (u_u * v_v - u_v * v_u).to(read)  # what is spread over more pixels is less in each
-
-    def _displaced(self, moved: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """e (tilt, 2, y, x) [px] of D (tilt, 2, y, x) at places (u, v) (tilt, 2, y, x) [px] of the straight images."""
-        bases = []
-        for place, n in ((at[:, 1], self.shape[0]), (at[:, 0] / torch.cos(self.angles)[:, None, None], self.shape[1])):
-            knots = ((place + n // 2) / (n - 1)).clamp(0, 1) * (CONTROL - 1)
-            bases.append(spline_basis(knots.flatten(), CONTROL).unflatten(0, (len(at), -1)))
-        lines = torch.einsum("tpa,tcab->tcpb", bases[0], moved)
-        return (lines * bases[1][:, None]).sum(-1).unflatten(2, self.shape)
 
 
 class BentMisfit(WholeMisfit):
@@ -138,12 +130,3 @@ class BentMisfit(WholeMisfit):
         """Images (tilt, y, x) had nothing bent: those of a volume (z, y, x), and what it leaves of the measured."""
         seen = self.physics.A(volume[None, None])[0, 0]
         return seen + self.images - self.bending(seen)
-
-
-def _twice(images: torch.Tensor) -> torch.Tensor:
-    """Images (tilt, y, x) at twice the samples, by their transforms: (tilt, 2 y, 2 x), 2 m at the sample m."""
-    ny, nx = images.shape[1:]
-    spectrum = torch.fft.fftshift(torch.fft.fft2(images), (-2, -1))
-    low = [n - n // 2 for n in (ny, nx)]
-    padded = torch.nn.functional.pad(spectrum, (low[1], nx - low[1], low[0], ny - low[0]))
-    return 4 * torch.fft.ifft2(torch.fft.ifftshift(padded, (-2, -1))).real
